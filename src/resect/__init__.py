@@ -1,0 +1,3 @@
+"""Find, clean, ablate and measure refusal directions in language models."""
+
+__version__ = "0.1.0"

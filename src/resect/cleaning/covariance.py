@@ -1,0 +1,34 @@
+"""Benign activations as what must be kept: covariance (shrinkage LDA) and second moment."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from resect.cleaning.formula import KeepTerm
+
+
+def covariance_term(rows: Float[Tensor, "prompt layer d_model"], *, shrinkage: float) -> KeepTerm:
+    """Return the term S = Sigma of the benign rows, so that the cleaned direction is the shrinkage LDA direction.
+
+    lambda = shrinkage * mean eigenvalue = shrinkage * tr(Sigma) / d_model per layer; the columns are the centred rows
+    over sqrt(n), scaled by 1 / sqrt(tr(Sigma) / d_model), so `shrinkage` has no unit. The d_model x d_model matrix is never formed.
+    """
+    centred = rows.double() - rows.double().mean(0)
+    return _scaled("benign_covariance", centred, shrinkage)
+
+
+def second_moment_term(rows: Float[Tensor, "prompt layer d_model"], *, shrinkage: float) -> KeepTerm:
+    """Return the term S = E[y y^T] of the benign rows: covariance and harmless mean in one.
+
+    Minimising the predicted benign drift E[(v^T y)^2] at a fixed share v^T r of the direction gives
+    v proportional to E[y y^T]^-1 r, so this term is the drift-optimal scatter for a rank-one ablation.
+    """
+    return _scaled("benign_second_moment", rows.double(), shrinkage)
+
+
+def _scaled(name: str, rows: Tensor, shrinkage: float) -> KeepTerm:
+    samples, _, d_model = rows.shape
+    columns = rows.transpose(0, 1) / samples**0.5
+    mean_eigenvalue = columns.square().sum((1, 2), keepdim=True) / d_model
+    scaled = columns / mean_eigenvalue.clamp_min(torch.finfo(torch.float64).tiny).sqrt()
+    return KeepTerm(name, scaled.float(), shrinkage)

@@ -1,0 +1,1 @@
+"""Edits: one plan, several ways to apply it."""

@@ -1,0 +1,1 @@
+"""Evaluation: verdicts, refusal, drift, perplexity, recovery, statistics."""

@@ -1,0 +1,1 @@
+"""Models: loading, chat rendering, residual writers."""

@@ -1,0 +1,1 @@
+"""The model organism: a tiny transformer that learned to refuse, and its helpful-only twin."""

@@ -1,0 +1,1 @@
+"""Reports: a run folder becomes one self-contained HTML file."""
