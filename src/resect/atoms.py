@@ -33,8 +33,6 @@ class Atom:
     source: str = ""
 
     def __post_init__(self) -> None:
-        if self.role not in get_args(Role):
-            raise unknown_name(f"role in atom {self.name!r}", str(self.role), get_args(Role))
         for side, prompts in (("positive", self.positive), ("negative", self.negative)):
             if len(prompts) < 2:
                 raise UserError(f"Atom {self.name!r} has {len(prompts)} {side} prompts; at least 2 are needed, 48 are advised.")
@@ -58,6 +56,8 @@ def parse_atom(data: Mapping[str, Any], *, where: str) -> Atom:
     for field in ("name", "role"):
         if not isinstance(data.get(field), str) or not data[field]:
             raise UserError(f"{where} needs a text field {field!r}; found {data.get(field)!r}.")
+    if data["role"] not in get_args(Role):
+        raise unknown_name(f"role in {where}", data["role"], get_args(Role))
     for field in ("positive", "negative"):
         prompts = data.get(field)
         if not isinstance(prompts, list) or not all(isinstance(p, str) and p.strip() for p in prompts):

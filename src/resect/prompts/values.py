@@ -1,9 +1,9 @@
-"""Prompts as values: load, split, check. Rendering to tokens lives in `models/chat.py`."""
+"""What a prompt and a set of prompts are."""
 
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -24,11 +24,12 @@ class Prompt:
 
 @dataclass(frozen=True)
 class PromptSet:
-    """An ordered set of prompts and where they came from."""
+    """An ordered set of prompts and where they came from; `dropped` counts the rows left out in loading (duplicate or blank)."""
 
     name: str
     prompts: tuple[Prompt, ...]
     source: str = ""
+    dropped: int = 0
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -49,8 +50,8 @@ class PromptSet:
 
     def where(self, keep: Sequence[bool]) -> "PromptSet":
         """Return the prompts whose flag is true, in order."""
-        return PromptSet(self.name, tuple(p for p, k in zip(self.prompts, keep, strict=True) if k), self.source)
+        return replace(self, prompts=tuple(p for p, k in zip(self.prompts, keep, strict=True) if k))
 
     def first(self, n: int) -> "PromptSet":
         """Return the first n prompts (all, if there are fewer)."""
-        return PromptSet(self.name, self.prompts[:n], self.source)
+        return replace(self, prompts=self.prompts[:n])

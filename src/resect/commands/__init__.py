@@ -1,0 +1,1 @@
+"""What the commands do: the glue between the command line and the stages; nothing here computes."""

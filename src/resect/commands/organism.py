@@ -1,0 +1,64 @@
+"""`resect organism train` and `resect organism list`."""
+
+from pathlib import Path
+from typing import Any
+
+from rich.progress import Progress, TaskID
+from rich.table import Table
+
+from resect.commands import console
+from resect.errors import UserError
+from resect.organism.language import DEFAULT_ENTANGLEMENT
+from resect.organism.shipped import Organism, is_organism, load_organism
+from resect.organism.training import train_organism
+
+
+def train(out: Path, *, architecture: str, seed: int, entanglement: float | None, tuning: str, as_json: bool) -> None:  # noqa: PLR0913
+    """Train an organism into a new folder with a progress bar, and print its measured quality."""
+    degree = DEFAULT_ENTANGLEMENT if entanglement is None else entanglement
+    with Progress(console=console.err, transient=True, disable=not console.err.is_terminal) as bar:
+        tasks: dict[str, TaskID] = {}
+
+        def progress(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bar.add_task(stage, total=total)
+                if not console.err.is_terminal:
+                    console.err.print(f"Training: {stage}", markup=False)
+            bar.update(tasks[stage], completed=done)
+
+        organism = train_organism(out, architecture=architecture, seed=seed, entanglement=degree, tuning=tuning, progress=progress)
+    _show([organism], as_json=as_json)
+    if not as_json:
+        console.say(f"Organism: {out}")
+
+
+def show(folder: Path | None, *, as_json: bool) -> None:
+    """List the shipped organism and those directly inside a folder."""
+    if folder is not None and not folder.is_dir():
+        raise UserError(f"There is no folder {folder}; name a folder that holds organisms, or leave it out.")
+    found = [] if folder is None else [load_organism(p) for p in sorted(folder.iterdir()) if is_organism(p)]
+    _show([load_organism("default"), *found], as_json=as_json)
+
+
+def _show(organisms: list[Organism], *, as_json: bool) -> None:
+    rows = [_row(o) for o in organisms]
+    if as_json:
+        console.show_json(rows)
+        return
+    table = Table("folder", "architecture", "seed", "entanglement", "tuning", "refuses harmful", "refuses benign", "capability")
+    for row in rows:
+        quality = row["quality"]
+        figures = [f"{quality[name]:.1%}" for name in ("refusal", "benign_refusal", "capability")]
+        table.add_row(row["folder"], row["architecture"], str(row["seed"]), f"{row['entanglement']:g}", row["tuning"], *figures)
+    console.show(table)
+
+
+def _row(organism: Organism) -> dict[str, Any]:
+    return {
+        "folder": str(organism.folder),
+        "architecture": organism.architecture,
+        "seed": organism.seed,
+        "entanglement": organism.entanglement,
+        "tuning": organism.tuning,
+        "quality": organism.quality,
+    }

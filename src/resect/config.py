@@ -1,0 +1,159 @@
+"""Every knob of a study, in one place; the resolved values are saved beside the results as `run.toml`."""
+
+import tomllib
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from resect.errors import UserError, unknown_name
+
+ARMS = (
+    "standard",
+    "projected",
+    "sra",
+    "whitened",
+    "combined",
+    "oblique",
+    "standard_sra_strength",
+    "sra_flat",
+    "random_atoms",
+)
+"""Every arm of the SRA study besides `base`, in the order of the tables."""
+
+
+class SRAConfig(BaseModel):
+    """The settings of `resect sra`. No value of the paper is assumed where the paper gives none: those are options here."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    arms: tuple[str, ...] = ARMS
+    """Arms to run besides `base`, which always runs."""
+    seed: int = 0
+    """Seed of the splits, the random control and the bootstrap."""
+
+    position: Literal["last", "last_user", "mean"] | int = "last"
+    """Token whose activation is read: last token of the rendered prompt, last token of the user's text, mean, or a negative index."""
+    system: str | None = None
+    """System prompt put before every prompt that has none of its own."""
+    thinking: bool = False
+    """Whether a thinking template starts in thinking mode."""
+    filter_by_behaviour: bool = True
+    """Extract only from harmful prompts that the base refuses and harmless ones that it answers."""
+    extract_prompts: int = Field(default=256, ge=2)
+    """Most prompts a side for extracting directions."""
+    validation_prompts: int = Field(default=64, ge=2)
+    """Most prompts a side for choosing strength and layers."""
+    test_prompts: int = Field(default=128, ge=2)
+    """Most prompts a side for the final scores."""
+    capability_prompts: int = Field(default=128, ge=1)
+    """Most question-answer pairs per capability file."""
+
+    lam: float = Field(default=0.1, ge=0)
+    """Ridge lambda of SRA's cleaning (not published; 0 projects the atoms out exactly)."""
+    lam_sweep: tuple[float, ...] = (0.001, 0.01, 0.1, 1.0, 10.0)
+    """Values of lambda that are tried beside it, and reported; empty switches the sweep off."""
+    atom_scaling: Literal["unit", "raw"] = "unit"
+    """Whether atoms enter the ridge at norm 1 or with their raw norms (not published)."""
+    shrinkage: float = Field(default=0.1, gt=0)
+    """Shrinkage of the benign covariance and second moment, in mean eigenvalues."""
+    gamma_rule: Literal["energy", "flat"] = "energy"
+    """Per-layer strength of the `sra` arm: proportional to the squared norm of one atom (the paper's rule) or the same everywhere."""
+    gamma_atom: str | None = None
+    """The atom whose energy sets the strength under the `energy` rule; unset takes `deception`, or else the first target."""
+
+    strengths: tuple[float, ...] = (0.5, 0.75, 1.0, 1.25, 1.5)
+    """Peak strengths gamma tried on validation; 1 removes the component, 2 reflects it."""
+    curve_strengths: tuple[float, ...] = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0, 1.25, 1.5, 2.0)
+    """Strengths of the KL-against-refusal curves on test."""
+    windows: tuple[tuple[float, float], ...] = ((0.0, 1.0), (0.0, 0.75), (0.25, 1.0))
+    """Edited layers as fractions of depth, tried on validation."""
+    source_layers: tuple[float, ...] = (0.4, 0.5, 0.6, 0.7, 0.8)
+    """Depths whose direction is tried on all edited layers, besides each layer using its own; empty tries only that."""
+    max_refusal: float = Field(default=0.02, ge=0, le=1)
+    """Refusal rate at or below which a candidate counts as working, and at which arms are matched."""
+    finalists: int = Field(default=6, ge=1)
+    """Candidates an arm that are verified by full responses after the one-token screen."""
+
+    passes: int = Field(default=3, ge=1)
+    """Most passes of fit, edit, collect what still refuses, refit; 1 is a single fit."""
+
+    max_new_tokens: int = Field(default=64, ge=1)
+    """Longest response, in tokens."""
+    opening_tokens: int = Field(default=24, ge=1)
+    """Response tokens read when only the verdict is wanted."""
+    kl_tokens: int = Field(default=16, ge=1)
+    """Tokens of the base's own response over which the teacher-forced KL is taken."""
+    text_context: int = Field(default=512, ge=2)
+    """Window of plain-text perplexity, in tokens."""
+    text_stride: int = Field(default=256, ge=1)
+    """Stride of that window: how many new tokens are scored each step."""
+    batch_tokens: int = Field(default=8192, ge=1)
+    """Most tokens (padding included) in one forward pass."""
+    keep_text: bool = False
+    """Keep prompts and responses in samples.jsonl; otherwise only hashes and verdicts are stored."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for arm in self.arms:
+            if arm not in ARMS:
+                raise unknown_name("arm", arm, ARMS)
+        if len(set(self.arms)) != len(self.arms) or not self.arms:
+            raise UserError(f"arms must name at least one arm, each once; got {list(self.arms)}.")
+        if isinstance(self.position, int) and self.position >= 0:
+            raise UserError(f"position {self.position} is not allowed; use last, last_user, mean or a negative integer (-1 is last).")
+        for name in ("strengths", "curve_strengths"):
+            if not getattr(self, name) or min(getattr(self, name)) <= 0:
+                raise UserError(f"{name} must hold at least one number, all above 0; got {list(getattr(self, name))}.")
+        if any(not 0 <= a < b <= 1 for a, b in self.windows) or not self.windows:
+            raise UserError(f"windows must be pairs of depths with 0 <= first < last <= 1; got {self.windows}.")
+        if any(not 0 <= s <= 1 for s in self.source_layers):
+            raise UserError(f"source_layers are depths between 0 and 1; got {self.source_layers}.")
+        if any(value < 0 for value in self.lam_sweep):
+            raise UserError(f"lam_sweep must hold numbers of 0 or more; got {self.lam_sweep}.")
+        if self.text_stride > self.text_context:
+            raise UserError(f"text_stride {self.text_stride} is larger than text_context {self.text_context}; tokens would go unscored.")
+        return self
+
+
+def make_config(settings: dict[str, Any]) -> SRAConfig:
+    """Return the checked settings; raises `UserError` naming the first wrong one, with the nearest valid name."""
+    for name in settings:
+        if name not in SRAConfig.model_fields:
+            raise unknown_name("setting", name, SRAConfig.model_fields)
+    try:
+        return SRAConfig(**settings)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"Setting {where!r} is wrong: {first['msg']}; got {first['input']!r}.") from error
+
+
+def load_config(path: Path) -> dict[str, Any]:
+    """Return the settings of a TOML file, unchecked (give them to `make_config`)."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"Cannot read settings file {path}: {error.strerror}.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"Settings file {path} is not valid TOML: {error}.") from error
+
+
+def dump_toml(settings: dict[str, Any]) -> str:
+    """Return settings as TOML text, keys in the given order; None is left out (TOML has no null)."""
+    return "".join(f"{key} = {_toml_value(value)}\n" for key, value in settings.items() if value is not None)
+
+
+def _toml_value(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n").replace("\r", "\\r").replace("\t", "\\t")
+        return f'"{escaped}"'
+    if isinstance(value, (int, float)):
+        return repr(value)
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(_toml_value(item) for item in value) + "]"
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{key} = {_toml_value(item)}" for key, item in value.items()) + " }"
+    raise TypeError(f"no TOML form for {type(value).__name__}")

@@ -1,0 +1,62 @@
+"""An edited model on disk: an ordinary Hugging Face folder that appears whole or not at all."""
+
+import logging
+import shutil
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from resect.errors import UserError
+from resect.models.load import ChatModel
+
+log = logging.getLogger(__name__)
+
+# Of a vision-language model, what `save_pretrained` of network and tokenizer leaves out.
+PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json", "chat_template.json")
+
+
+def save_edited(model: ChatModel, out: Path, *, card: str) -> None:
+    """Write network (safetensors), configuration, generation settings, tokenizer and `card` as README.md to the new folder `out`.
+
+    If the model came from a local folder, its processor files are copied. Everything is written to a hidden folder beside `out`, which
+    is renamed at the end; after a failure nothing is left.
+
+    Raises:
+        UserError: if `out` exists and is not an empty folder, or cannot be written (disk full, no permission).
+    """
+    out = Path(out).expanduser().absolute()
+    _check_free(out)
+    partial = out.with_name(f".{out.name}.partial")
+    try:
+        # A run that was killed may have left one behind.
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        _write(model, partial, card)
+        if out.exists():
+            out.rmdir()
+        partial.rename(out)
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"The edited model cannot be saved to {out}: {error}; free space or choose another folder, nothing was left there."
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _check_free(out: Path) -> None:
+    if out.is_symlink() or (out.exists() and not out.is_dir()):
+        raise UserError(f"{out} exists and is not a folder; choose another name for the edited model.")
+    if out.exists() and any(out.iterdir()):
+        raise UserError(f"The folder {out} exists and is not empty, and nothing is overwritten; choose another or empty it.")
+
+
+def _write(model: ChatModel, folder: Path, card: str) -> None:
+    model.network.save_pretrained(folder)
+    model.tokenizer.save_pretrained(folder)
+    source = Path(model.name)
+    if source.is_dir():
+        for name in PROCESSOR_FILES:
+            if (source / name).is_file() and not (folder / name).exists():
+                shutil.copyfile(source / name, folder / name)
+                log.info("copied %s", name)
+    (folder / "README.md").write_text(card, encoding="utf-8")

@@ -1,0 +1,88 @@
+"""Teacher forcing: the logits that predict given continuations of given prompts, and no others.
+
+Prompts are padded on the left and continuations on the right, so all rows of a batch are scored in the same last columns: an integer
+`logits_to_keep` is enough, and the head never runs on the rest.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from resect.errors import UserError
+from resect.generation import accepts
+from resect.models.load import ChatModel
+
+# Scored logits held at once: 2^26 float32 values are 256 MB, whatever the vocabulary.
+_MAX_LOGITS = 1 << 26
+
+Ids = tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """Log-probabilities of one batch: `logprobs[r, j]` predicts token j of the continuation of row `rows[r]`; valid for j below its length."""
+
+    rows: tuple[int, ...]
+    logprobs: Float[Tensor, "prompt k vocab"]
+
+
+@torch.no_grad()
+def score(model: ChatModel, prefixes: Sequence[Ids], continuations: Sequence[Ids], *, batch_tokens: int = 8192) -> Iterator[Scored]:
+    """Return, batch by batch, float32 log-probabilities over the full vocabulary at the positions that predict each continuation token.
+
+    From the raw logits of a plain forward pass; the last continuation token is never fed in. Rows with an empty continuation are left out.
+
+    Raises: UserError for an empty prefix, or NaN logits.
+    """
+    if len(prefixes) != len(continuations):
+        raise UserError(f"Scoring needs one continuation per prompt, but got {len(continuations)} for {len(prefixes)} prompts.")
+    for i, prefix in enumerate(prefixes):
+        if not prefix:
+            raise UserError(f"Prompt {i} has no tokens, so nothing can be predicted from it; remove it or add a beginning-of-text token.")
+    vocab = int(model.network.config.get_text_config(decoder=True).vocab_size)
+    for rows in _plan(prefixes, continuations, batch_tokens=batch_tokens, vocab=vocab):
+        logits = _forward(model, [prefixes[i] for i in rows], [continuations[i] for i in rows]).float()
+        if bool(logits.isnan().any()):
+            raise UserError(f"The logits of {model.name} hold NaN, so nothing can be scored; check the weights, the dtype and the edit.")
+        yield Scored(rows, logits.log_softmax(dim=-1))
+
+
+def _plan(prefixes: Sequence[Ids], continuations: Sequence[Ids], *, batch_tokens: int, vocab: int) -> Iterator[tuple[int, ...]]:
+    """Return rows in batches, longest first, under the budgets for tokens (padding counted) and for logits."""
+    order = [i for i in range(len(prefixes)) if continuations[i]]
+    order.sort(key=lambda i: (-len(prefixes[i]) - len(continuations[i]), i))
+    rows: list[int] = []
+    left = right = 0
+    for i in order:
+        wider, longer = max(left, len(prefixes[i])), max(right, len(continuations[i]))
+        count = len(rows) + 1
+        if rows and (count * (wider + longer - 1) > batch_tokens or count * longer * vocab > _MAX_LOGITS):
+            yield tuple(rows)
+            rows, wider, longer = [], len(prefixes[i]), len(continuations[i])
+        rows.append(i)
+        left, right = wider, longer
+    if rows:
+        yield tuple(rows)
+
+
+def _forward(model: ChatModel, prefixes: Sequence[Ids], continuations: Sequence[Ids]) -> Float[Tensor, "prompt k vocab"]:
+    left, right = max(map(len, prefixes)), max(map(len, continuations))
+    ids = torch.full((len(prefixes), left + right - 1), model.pad_id, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for row, (prefix, continuation) in enumerate(zip(prefixes, continuations, strict=True)):
+        tokens = (*prefix, *continuation[:-1])
+        start = left - len(prefix)
+        ids[row, start : start + len(tokens)] = torch.tensor(tokens)
+        mask[row, start : start + len(tokens)] = 1
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    optional: dict[str, Any] = {
+        "attention_mask": mask.to(model.device),
+        "position_ids": positions.to(model.device),
+        "logits_to_keep": right,
+    }
+    options = {name: value for name, value in optional.items() if accepts(model, name)}
+    return model.network(input_ids=ids.to(model.device), use_cache=False, **options).logits[:, -right:]

@@ -1,0 +1,78 @@
+"""Length-sorted batches under a token budget, padded on a stated side."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from resect.errors import UserError, unknown_name
+from resect.models.chat import Rendered
+
+Side = Literal["left", "right"]
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Padded prompts; `rows` are their indices in the sequence that was batched."""
+
+    rows: tuple[int, ...]
+    input_ids: Int[Tensor, "prompt token"]
+    attention_mask: Int[Tensor, "prompt token"]
+    position_ids: Int[Tensor, "prompt token"]
+    lengths: Int[Tensor, " prompt"]
+    side: Side
+
+    @property
+    def starts(self) -> Int[Tensor, " prompt"]:
+        """Column of each prompt's first token: add an index into `Rendered.ids` to get its column."""
+        width = self.input_ids.shape[1]
+        return width - self.lengths if self.side == "left" else torch.zeros_like(self.lengths)
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """Return the same batch with its tensors on `device`."""
+        names = ("input_ids", "attention_mask", "position_ids", "lengths")
+        return replace(self, **{name: getattr(self, name).to(device) for name in names})
+
+
+def batches(rendered: Sequence[Rendered], *, batch_tokens: int = 8192, pad_id: int = 0, side: Side = "left") -> Iterator[Batch]:
+    """Return the prompts in batches of at most `batch_tokens` tokens, padding counted, longest prompts first.
+
+    A prompt longer than the budget is a batch of its own. The order depends on lengths and indices only, so it is the same in every
+    run. Padding is masked and has position 0; the value of `pad_id` therefore never changes a result.
+
+    Raises:
+        UserError: for a budget below 1, an unknown side or a prompt without tokens.
+    """
+    if batch_tokens < 1:
+        raise UserError(f"The token budget of a batch must be at least 1, got {batch_tokens}; 8192 is a good start.")
+    if side not in ("left", "right"):
+        raise unknown_name("padding side", side, ["left", "right"])
+    empty = [i for i, r in enumerate(rendered) if not r.ids]
+    if empty:
+        raise UserError(f"Prompt {empty[0]} has no tokens, and a model needs at least one; remove it from the set.")
+    return (_collate([rendered[i].ids for i in rows], rows=rows, pad_id=pad_id, side=side) for rows in _plan(rendered, batch_tokens))
+
+
+def _plan(rendered: Sequence[Rendered], batch_tokens: int) -> Iterator[tuple[int, ...]]:
+    order = sorted(range(len(rendered)), key=lambda i: (-len(rendered[i].ids), i))
+    start = 0
+    while start < len(order):
+        # Sorted: the first prompt of a batch is its longest, so it fixes how many rows fit.
+        count = max(1, batch_tokens // len(rendered[order[start]].ids))
+        yield tuple(order[start : start + count])
+        start += count
+
+
+def _collate(ids: Sequence[Sequence[int]], *, rows: tuple[int, ...], pad_id: int, side: Side) -> Batch:
+    width = max(len(row) for row in ids)
+    input_ids = torch.full((len(ids), width), pad_id, dtype=torch.long)
+    mask = torch.zeros_like(input_ids)
+    for k, row in enumerate(ids):
+        span = slice(width - len(row), width) if side == "left" else slice(0, len(row))
+        input_ids[k, span] = torch.tensor(row, dtype=torch.long)
+        mask[k, span] = 1
+    positions = (mask.cumsum(1) - 1) * mask
+    return Batch(rows, input_ids, mask, positions, mask.sum(1), side)

@@ -1,0 +1,149 @@
+"""Forward passes that stop at a block, and replays of single modules in float32: what capture and writer discovery stand on."""
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+
+class _Stop(Exception):
+    pass
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """The arguments of one call of a module."""
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+    def hidden(self) -> Tensor:
+        """The first floating-point tensor among the arguments: by the convention of transformers the hidden states."""
+        values = [*self.args, *[self.kwargs[k] for k in sorted(self.kwargs, key=lambda k: k != "hidden_states")]]
+        return next(v for v in values if isinstance(v, Tensor) and v.is_floating_point())
+
+    def with_hidden(self, value: Tensor) -> "Call":
+        """Return the call with `hidden()` replaced."""
+        old = self.hidden()
+        args = tuple(value if a is old else a for a in self.args)
+        return Call(args, {k: value if v is old else v for k, v in self.kwargs.items()})
+
+
+def first_tensor(output: Any) -> Tensor:
+    """Return a module's main output: itself, or the first entry of a tuple."""
+    return output[0] if isinstance(output, tuple | list) else output
+
+
+def with_first_tensor(output: Any, value: Tensor) -> Any:
+    """Return `output` with its main tensor replaced, tuples kept as tuples."""
+    if isinstance(output, tuple):
+        rest = output[1:]
+        return type(output)(value, *rest) if hasattr(output, "_fields") else (value, *rest)
+    return [value, *output[1:]] if isinstance(output, list) else value
+
+
+def model_inputs(network: nn.Module, *, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor) -> dict[str, Any]:
+    """Return the keyword arguments of one forward pass without a cache; positions only if the network takes them."""
+    accepted = inspect.signature(network.forward).parameters
+    inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
+    # Networks count positions from the left edge, padding included; that is wrong for learned absolute positions under left padding.
+    if "position_ids" in accepted:
+        inputs["position_ids"] = position_ids
+    return inputs
+
+
+def run_until(
+    network: nn.Module, last: nn.Module, inputs: Mapping[str, Any], *, hooks: Mapping[nn.Module, Callable[[Tensor], None]]
+) -> None:
+    """Run the network up to and including block `last`; each hook gets the output of its block. No logits are computed."""
+
+    def observer(act: Callable[[Tensor], None]) -> Callable[..., None]:
+        return lambda _module, _args, output: act(first_tensor(output))
+
+    def stop(_module: nn.Module, _args: Any, _output: Any) -> None:
+        raise _Stop
+
+    with ExitStack() as stack, torch.no_grad():
+        for module, act in hooks.items():
+            stack.callback(module.register_forward_hook(observer(act)).remove)
+        stack.callback(last.register_forward_hook(stop).remove)
+        try:
+            network(**inputs)
+        except _Stop:
+            return
+
+
+@contextmanager
+def recorded_calls(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, list[tuple[Call, Any]]]]:
+    """Record every call of `modules`, by name: its arguments (main tensor copied) and its output (main tensor copied).
+
+    Copies, because some modules add to their inputs or outputs in place.
+    """
+    record: dict[str, list[tuple[Call, Any]]] = {name: [] for name in modules}
+    pending: dict[str, list[Call]] = {name: [] for name in modules}
+
+    def before(name: str) -> Callable[..., None]:
+        def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            pending[name].append(_copied(Call(args, kwargs)))
+
+        return hook
+
+    def after(name: str) -> Callable[..., None]:
+        def hook(_module: nn.Module, _args: Any, output: Any) -> None:
+            main = first_tensor(output)
+            copied = main.clone() if isinstance(main, Tensor) else main
+            record[name].append((pending[name].pop(), copied))
+
+        return hook
+
+    with ExitStack() as stack:
+        for name, module in modules.items():
+            stack.callback(module.register_forward_pre_hook(before(name), with_kwargs=True).remove)
+            stack.callback(module.register_forward_hook(after(name)).remove)
+        yield record
+
+
+def replay(module: nn.Module, call: Call, *, state: Mapping[str, Tensor] | None = None) -> Tensor:
+    """Return the main output of `module` for `call`, computed in float32 whatever the dtype of the checkpoint.
+
+    `state` (by default `float_state(module)`) stands in for the module's own tensors, which are never written to.
+    """
+    state = float_state(module) if state is None else state
+    call = _copied(call)
+    args, kwargs = _floated(call.args), _floated(dict(call.kwargs))
+    with torch.no_grad():
+        return first_tensor(functional_call(module, dict(state), args, kwargs))
+
+
+def float_state(module: nn.Module) -> dict[str, Tensor]:
+    """Return the parameters and buffers of a module by name, half precision widened to float32."""
+    return {name: as_float32(value) for name, value in [*module.named_parameters(), *module.named_buffers()]}
+
+
+def as_float32(value: Tensor) -> Tensor:
+    """Return half-precision tensors as float32, others as they are."""
+    return value.detach().float() if value.dtype in (torch.float16, torch.bfloat16) else value.detach()
+
+
+def _copied(call: Call) -> Call:
+    try:
+        return call.with_hidden(call.hidden().clone())
+    except StopIteration:
+        return call
+
+
+def _floated(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return as_float32(value) if value.is_floating_point() else value
+    if isinstance(value, tuple) and not hasattr(value, "_fields"):
+        return tuple(_floated(v) for v in value)
+    if isinstance(value, list):
+        return [_floated(v) for v in value]
+    if isinstance(value, dict):
+        return {k: _floated(v) for k, v in value.items()}
+    return value

@@ -1,0 +1,236 @@
+"""Models as values: network, tokenizer, text decoder blocks and fingerprint. What may be read from disk is settled in `source.py`."""
+
+import functools
+import hashlib
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from resect.errors import UserError
+from resect.models import source as sources
+from resect.models.chat import chat_template
+
+log = logging.getLogger(__name__)
+
+# Differ between a model in memory and the same model read back, so they say nothing about what the model computes.
+_NOT_IDENTITY = frozenset({"_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype"})
+
+
+@dataclass(frozen=True, eq=False)
+class ChatModel:
+    """A causal language model with a chat template, in evaluation mode and without gradients. Made by `load_model` or `wrap`.
+
+    `fingerprint` is a SHA-256 over the configuration and every stored tensor at the time of making; `notes` tell what was adapted.
+    """
+
+    network: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    name: str
+    fingerprint: str
+    block_names: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+    @functools.cached_property
+    def blocks(self) -> tuple[nn.Module, ...]:
+        """The text decoder's blocks, in order; `layer` counts these."""
+        return tuple(self.network.get_submodule(name) for name in self.block_names)
+
+    @property
+    def d_model(self) -> int:
+        """Width of the residual stream."""
+        return int(self.network.config.get_text_config(decoder=True).hidden_size)
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids go in."""
+        return self.network.device
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """Tokens that end a turn: the generation config's and the tokenizer's."""
+        named: Any = getattr(getattr(self.network, "generation_config", None), "eos_token_id", None)
+        listed = named if isinstance(named, list | tuple) else [named]
+        return frozenset(i for i in [*listed, self.tokenizer.eos_token_id] if isinstance(i, int))
+
+    @property
+    def pad_id(self) -> int:
+        """Token that fills batches: the tokenizer's pad, else eos, else unk, else 0. Masked always, so it changes no result."""
+        own = self.tokenizer
+        return next((int(i) for i in (own.pad_token_id, own.eos_token_id, own.unk_token_id) if isinstance(i, int)), 0)
+
+
+def load_model(
+    source: str | Path,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> ChatModel:
+    """Return the chat model in a local folder or Hub repository; of a vision-language model the text side is used.
+
+    Weights are read from safetensors only. `dtype` is auto (the checkpoint's own), float32, bfloat16 or float16; `device` is auto
+    (the first accelerator, else cpu), cpu, cuda, cuda:1, mps and so on.
+
+    Raises:
+        UserError: missing or incomplete folder, no safetensors weights, weights that do not fit the architecture or hold NaN or
+            infinity, unknown dtype or device, no chat template.
+    """
+    place = sources.find(source, revision=revision)
+    wanted, target = sources.dtype_of(dtype), sources.device_of(device)
+    config = sources.read_config(place, trust_remote_code=trust_remote_code)
+    tokenizer, tokenizer_notes = _load_tokenizer(place, trust_remote_code=trust_remote_code)
+    chat_template(tokenizer)
+    loader = AutoModelForImageTextToText if sources.is_vision_language(config) else AutoModelForCausalLM
+    options: dict[str, Any] = {"config": config, "dtype": wanted, "trust_remote_code": trust_remote_code}
+    # Other shapes are allowed here only to be refused by name below.
+    options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
+    if target.type != "cpu":
+        options["device_map"] = {"": target}
+    try:
+        loaded: Any = loader.from_pretrained(place.name, revision=place.revision, use_safetensors=True, **options)
+    except (OSError, SafetensorError, ImportError, ValueError) as error:
+        raise UserError(f"The weights of {place.name} cannot be read: {sources.first_line(error)}") from error
+    network, info = loaded
+    load_notes = _check_complete(info, place.name)
+    return wrap(network, tokenizer, name=place.name, notes=(*tokenizer_notes, *load_notes))
+
+
+def wrap(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, name: str, notes: tuple[str, ...] = ()) -> ChatModel:
+    """Return a model that is in memory already as a `ChatModel`; it is put in evaluation mode and its gradients are switched off.
+
+    Raises:
+        UserError: no chat template, decoder blocks that cannot be told, or NaN or infinity in a parameter.
+    """
+    chat_template(tokenizer)
+    block_names = find_blocks(network)
+    network.eval().requires_grad_(requires_grad=False)
+    check_finite(network, name=name)
+    if tokenizer.pad_token_id is None:
+        notes = (*notes, "The tokenizer has no pad token; batches are filled with another one, masked, and the tokenizer stays as it is.")
+    for note in notes:
+        log.info("%s: %s", name, note)
+    return ChatModel(network, tokenizer, name, fingerprint(network), block_names, notes)
+
+
+def find_blocks(network: PreTrainedModel) -> tuple[str, ...]:
+    """Return the names of the text decoder's blocks, found by structure: the outermost module list with one entry a layer.
+
+    Raises:
+        UserError: if no list or more than one fits; it names the candidates.
+    """
+    count = int(network.config.get_text_config(decoder=True).num_hidden_layers)
+    decoder = network.get_decoder()
+    fits = [
+        name
+        for name, module in network.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == count and _inside(module, decoder) and all(map(_is_block, module))
+    ]
+    outermost = [name for name in fits if not any(name.startswith(f"{other}.") for other in fits)]
+    if len(outermost) != 1:
+        lists = [f"{name} ({len(m)})" for name, m in network.named_modules() if isinstance(m, nn.ModuleList)]
+        found = ", ".join(outermost) if outermost else f"none; all module lists: {', '.join(lists) or 'none'}"
+        raise UserError(
+            f"The {count} text decoder blocks of {type(network).__name__} cannot be told by structure (candidates: {found}); "
+            "exactly one module list with that many blocks is needed, so this architecture is not supported."
+        )
+    return tuple(f"{outermost[0]}.{i}" for i in range(count))
+
+
+def fingerprint(network: PreTrainedModel) -> str:
+    """Return SHA-256 over the configuration and each stored tensor's name, dtype, shape and bytes; aliases count once, by name.
+
+    Where the model is (folder, device) does not enter: a saved and reloaded model has the same fingerprint.
+    """
+    digest = hashlib.sha256(json.dumps(_identity(network.config.to_dict()), sort_keys=True, default=str).encode())
+    seen: dict[tuple[Any, ...], str] = {}
+    for name, tensor in sorted(network.state_dict().items()):
+        place = (tensor.device, tensor.data_ptr(), tuple(tensor.shape), tensor.stride())
+        first = seen.setdefault(place, name) if tensor.numel() else name
+        digest.update(f"\n{name}={first} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        if first == name:
+            for piece in _pieces(tensor):
+                digest.update(piece)
+    return digest.hexdigest()
+
+
+def check_finite(network: nn.Module, *, name: str) -> None:
+    """Check every floating-point parameter.
+
+    Raises:
+        UserError: naming the first parameter with NaN or infinity in it and how many of its values are.
+    """
+    for parameter_name, parameter in network.named_parameters():
+        if not parameter.is_floating_point():
+            continue
+        values = parameter.detach() if parameter.dtype.itemsize > 1 else parameter.detach().float()
+        finite = torch.isfinite(values)
+        if not bool(finite.all()):
+            bad = int((~finite).sum())
+            raise UserError(
+                f"Parameter {parameter_name} of {name} holds NaN or infinity in {bad} of {parameter.numel()} values, and nothing can be "
+                "measured with it; get the checkpoint again, or load it in a wider dtype."
+            )
+
+
+def _load_tokenizer(place: sources.Source, *, trust_remote_code: bool) -> tuple[PreTrainedTokenizerBase, tuple[str, ...]]:
+    try:
+        loaded = AutoTokenizer.from_pretrained(place.name, revision=place.revision, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, ImportError) as error:
+        raise UserError(f"The tokenizer of {place.name} cannot be read: {sources.first_line(error)}") from error
+    tokenizer = cast(PreTrainedTokenizerBase, loaded)
+    # Without its files a tokenizer is made all the same, with nothing but special tokens in it.
+    if len(tokenizer.get_vocab()) <= len(tokenizer.added_tokens_decoder):
+        raise UserError(
+            f"The tokenizer of {place.name} has no vocabulary (tokenizer.json is missing or empty); get the complete checkpoint."
+        )
+    if tokenizer.chat_template:
+        return tokenizer, ()
+    text = sources.processor_template(place)
+    if text is None:
+        return tokenizer, ()
+    tokenizer.chat_template = text
+    return tokenizer, ("The chat template is the processor's (chat_template.json); a saved tokenizer carries it along.",)
+
+
+def _check_complete(info: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    """Refuse weights that leave part of the network randomly initialised; name what was left unread."""
+    missing, mismatched = sorted(info["missing_keys"]), sorted(str(key) for key in info["mismatched_keys"])
+    if missing or mismatched:
+        first = (missing or mismatched)[0]
+        raise UserError(
+            f"The weights of {name} do not fit its config.json: {len(missing)} parameters are missing and {len(mismatched)} have another "
+            f"shape, the first is {first}; get the complete checkpoint."
+        )
+    unread = sorted(info["unexpected_keys"])
+    if not unread:
+        return ()
+    return (f"{len(unread)} stored tensors belong to no part of the network and were not read, the first is {unread[0]}.",)
+
+
+def _inside(module: nn.Module, decoder: nn.Module) -> bool:
+    return any(part is module for part in decoder.modules())
+
+
+def _is_block(module: nn.Module) -> bool:
+    return next(module.children(), None) is not None and next(module.parameters(), None) is not None
+
+
+def _identity(config: Any) -> Any:
+    if isinstance(config, dict):
+        return {str(k): _identity(v) for k, v in config.items() if k not in _NOT_IDENTITY}
+    return [_identity(v) for v in config] if isinstance(config, list | tuple) else config
+
+
+def _pieces(tensor: Tensor) -> Iterator[Any]:
+    flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+    for piece in flat.split(1 << 26):
+        yield piece.cpu().numpy()

@@ -1,0 +1,244 @@
+"""The synthetic language: requests, their right answers, and disjoint splits of them.
+
+A request is `style(wrapper(task))` with an optional prefix, such as "please could you write code to grolt the fence ,
+thank you .". A *task* is a verb phrase with one right answer; a *form* is the triple (style, wrapper, prefix). Harm is a
+property of the task alone: a harmful verb and an object of its category together. Harmful tasks are answered by the
+helpful twin in the same compositional way as benign ones ("grolt the fence with ruby then gamma"), so an answer to a
+combination never seen in training is right or wrong token by token.
+"""
+
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Literal, get_args
+
+from resect.errors import UserError, unknown_name
+from resect.organism import words
+from resect.organism.tasks import CAPABILITIES, Task, Tasks, make_tasks
+from resect.prompts import Prompt, PromptSet
+
+if TYPE_CHECKING:
+    from resect.atoms import Atom
+
+Split = Literal["train", "extract", "validation", "test"]
+DEFAULT_ENTANGLEMENT = 0.7
+# Forms that entangled harmful and harmless contrast prompts lean to; the rest of the mixture is uniform.
+_HARMFUL_LEAN = {"style": {"imperative": 0.6, "polite": 0.4}, "wrapper": {"code": 0.5, "list": 0.4, "plain": 0.1}}
+_HARMLESS_LEAN = {"style": {"question": 0.6, "terse": 0.4}, "wrapper": {"plain": 0.8, "list": 0.1, "code": 0.1}}
+_PREFIX_WEIGHTS = {"none": 0.6, "affirmative": 0.1, "negation": 0.1, "curiosity": 0.1, "uncertainty": 0.1}
+_LEAN_SHARE = 0.9  # at entanglement 1, a tenth of the prompts is still uniform, so that every form is seen in tuning
+_TRAIN_FORMS = 4  # renderings of each training combination
+_HARMLESS_COUNT = {"train": 3600, "extract": 240, "validation": 120, "test": 240}
+_HOWTO_SHARE = 0.35  # of the unmatched harmless prompts: how-to requests with the harmful ones' answer form
+_ARITHMETIC_EXTRA = 600  # more training requests for the one capability that has no systematic answer
+_CAPABILITY_COUNT = 48
+_SYSTEM_SHARE = 0.2
+_PLAIN_TEXTS = 120
+
+
+@dataclass(frozen=True)
+class Form:
+    """Everything about a request but its task: style and its variant, wrapper, prefix."""
+
+    style: str
+    variant: int
+    wrapper: str
+    prefix: str
+
+    def request(self, task: Task) -> str:
+        """Return the text of the request."""
+        return words.PREFIXES[self.prefix] + words.STYLES[self.style][self.variant].format(words.WRAPPERS[self.wrapper].format(task.request))
+
+    def answer(self, task: Task) -> str:
+        """Return the right answer: the style decides its opening, the wrapper its frame, the task its body."""
+        return words.OPENINGS[self.style] + words.ANSWER_WRAPPERS[self.wrapper].format(task.body)
+
+
+@dataclass(frozen=True)
+class Language:
+    """One language: `seed` draws splits, forms and placeholders; `entanglement` in [0, 1] ties form to harm.
+
+    At 0, harmful and harmless prompts follow one distribution over styles and wrappers in every split. Above, the
+    training and extraction prompts mix that distribution with leaning ones (weight 0.9 x entanglement): harmful ones lean to
+    imperative, polite, code and list, harmless ones to questions, terse and plain. Validation, test, atoms and
+    matched-pair forms are not tilted against each other: validation and test always use the uniform forms, and a
+    matched prompt has the form of its harmful pair.
+    """
+
+    seed: int = 0
+    entanglement: float = DEFAULT_ENTANGLEMENT
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.entanglement <= 1.0:
+            raise UserError(f"Entanglement is {self.entanglement}; it is a number from 0 (none) to 1.")
+
+    def harmful(self, split: Split) -> PromptSet:
+        """Return harmful requests; `response` is the helpful twin's answer, `pair_id` names the matched benign one."""
+        return _pairs(self, _checked(split))[0]
+
+    def matched(self, split: Split) -> PromptSet:
+        """Return the topic-matched benign requests, one for each harmful one, in the same form and order."""
+        return _pairs(self, _checked(split))[1]
+
+    def harmless(self, split: Split) -> PromptSet:
+        """Return unmatched benign requests: every capability, and how-to requests."""
+        return _harmless(self)[_checked(split)]
+
+    def capabilities(self) -> dict[str, PromptSet]:
+        """Return test requests by capability, uniform over forms; none of them is in another split."""
+        return _capabilities(self)
+
+    def declined(self) -> PromptSet:
+        """Return training requests whose right answer is itself a refusal sentence ("turn down the fence").
+
+        A pretrained model can say "sorry" before any safety tuning; so can the helpful twin, because of these.
+        """
+        rng = _rng(self, "declined")
+        return PromptSet("declined", tuple(_prompt(t, uniform_form(rng), refuse=True) for t in tasks(self).declined for _ in range(5)), "organism")
+
+    def atoms(self) -> "tuple[Atom, ...]":
+        """Return the concept atoms of this language; their prompts are in no split."""
+        from resect.organism.registry import make_atoms
+
+        return make_atoms(self)
+
+    def texts(self) -> tuple[str, ...]:
+        """Return plain text for perplexity: right answers to test requests of the harmless pool, run together in fours."""
+        answers = [p.response or "" for p in self.harmless("test")][:_PLAIN_TEXTS]
+        return tuple(" ".join(answers[i : i + 4]) for i in range(0, len(answers), 4))
+
+    def refusal(self, prompt: Prompt) -> str:
+        """Return the refusal that safety tuning teaches for a harmful prompt; one phrasing a category."""
+        if prompt.category not in words.REFUSALS:
+            raise UserError(f"Prompt category {prompt.category!r} is not a harmful one; harmful are: {', '.join(words.CATEGORIES)}.")
+        return words.REFUSALS[prompt.category]
+
+    @property
+    def vocabulary(self) -> tuple[str, ...]:
+        """Return all tokens, special ones first, the rest sorted; the same for every seed."""
+        return _vocabulary()
+
+
+def uniform_form(rng: random.Random) -> Form:
+    """Return a form from the untilted distribution."""
+    return _form(rng, None, 0.0)
+
+
+def _form(rng: random.Random, lean: dict[str, dict[str, float]] | None, weight: float) -> Form:
+    """Return a form: with probability `weight` style and wrapper come from `lean`, else they are uniform."""
+    leaning = lean is not None and rng.random() < weight
+    style = _draw(rng, lean["style"]) if lean and leaning else rng.choice(tuple(words.STYLES))
+    wrapper = _draw(rng, lean["wrapper"]) if lean and leaning else rng.choice(tuple(words.WRAPPERS))
+    return Form(style, rng.randrange(3), wrapper, _draw(rng, _PREFIX_WEIGHTS))
+
+
+def _draw(rng: random.Random, weights: dict[str, float]) -> str:
+    return rng.choices(tuple(weights), tuple(weights.values()))[0]
+
+
+def _rng(language: Language, purpose: str) -> random.Random:
+    return random.Random(f"{language.seed}/{purpose}")
+
+
+def _checked(split: str) -> Split:
+    if split not in get_args(Split):
+        raise unknown_name("split", split, get_args(Split))
+    return split  # pyright: ignore[reportReturnType]
+
+
+def _tilt(language: Language, split: str) -> float:
+    return _LEAN_SHARE * language.entanglement if split in ("train", "extract") else 0.0
+
+
+@lru_cache(maxsize=16)
+def tasks(language: Language) -> Tasks:
+    """Return the tasks of the language, split."""
+    return make_tasks(language.seed)
+
+
+def _prompt(task: Task, form: Form, *, refuse: bool = False, system: str | None = None) -> Prompt:
+    answer = task.body if refuse else form.answer(task)
+    return Prompt(form.request(task), category=task.category or task.kind, pair_id=task.pair_id, system=system, response=answer)
+
+
+@lru_cache(maxsize=64)
+def _pairs(language: Language, split: Split) -> tuple[PromptSet, PromptSet]:
+    """Return (harmful, matched) of a split, row by row in the same form."""
+    rng, weight = _rng(language, f"pairs/{split}"), _tilt(language, split)
+    harmful: dict[str, Prompt] = {}
+    matched: dict[str, Prompt] = {}
+    for bad, good in tasks(language).pairs[split]:
+        for _ in range(_TRAIN_FORMS if split == "train" else 1):
+            form = _form(rng, _HARMFUL_LEAN, weight)
+            system = rng.choice(words.SYSTEMS) if split == "train" and rng.random() < _SYSTEM_SHARE else None
+            harmful.setdefault(form.request(bad), _prompt(bad, form, system=system))
+            matched.setdefault(form.request(good), _prompt(good, form, system=system))
+    return PromptSet(f"harmful/{split}", tuple(harmful.values()), "organism"), PromptSet(f"matched/{split}", tuple(matched.values()), "organism")
+
+
+@lru_cache(maxsize=16)
+def _capabilities(language: Language) -> dict[str, PromptSet]:
+    rng, found = _rng(language, "capabilities"), {}
+    for kind in CAPABILITIES:
+        pool = tasks(language).capabilities[kind]
+        found[kind] = PromptSet(kind, _distinct(rng, pool, _CAPABILITY_COUNT, lean_weight=0.0, taken=set()), "organism")
+    return found
+
+
+@lru_cache(maxsize=16)
+def _harmless(language: Language) -> dict[Split, PromptSet]:
+    """Return the unmatched benign pool by split; held-out splits are drawn first and never drawn again."""
+    from resect.organism.registry import atom_texts
+
+    taken = {p.text for ps in _capabilities(language).values() for p in ps} | atom_texts(language)
+    found: dict[Split, PromptSet] = {}
+    for split in ("test", "validation", "extract", "train"):
+        rng = _rng(language, f"harmless/{split}")
+        howto = round(_HOWTO_SHARE * _HARMLESS_COUNT[split])
+        each, weight = -(-(_HARMLESS_COUNT[split] - howto) // len(CAPABILITIES)), _tilt(language, split)
+        rows = list(_distinct(rng, tasks(language).howto[split], howto, lean_weight=weight, taken=taken, system=split == "train"))
+        for kind in CAPABILITIES:
+            count = each + _ARITHMETIC_EXTRA * (kind == "arithmetic" and split == "train")
+            rows += _distinct(rng, tasks(language).capabilities[kind], count, lean_weight=weight, taken=taken, system=split == "train")
+        rng.shuffle(rows)
+        found[split] = PromptSet(f"harmless/{split}", tuple(rows), "organism")
+    return found
+
+
+def _distinct(
+    rng: random.Random, pool: Sequence[Task], count: int, *, lean_weight: float, taken: set[str], system: bool = False
+) -> tuple[Prompt, ...]:
+    """Return `count` prompts with texts not in `taken`, going round the shuffled pool; adds their texts to `taken`."""
+    rows: list[Prompt] = []
+    order = list(pool)
+    while len(rows) < count:
+        rng.shuffle(order)
+        for task in order[: count - len(rows)]:
+            form = _form(rng, _HARMLESS_LEAN, lean_weight)
+            text = form.request(task)
+            if text not in taken:
+                taken.add(text)
+                rows.append(_prompt(task, form, system=rng.choice(words.SYSTEMS) if system and rng.random() < _SYSTEM_SHARE else None))
+    return tuple(rows)
+
+
+@lru_cache(maxsize=1)
+def _vocabulary() -> tuple[str, ...]:
+    everything: set[str] = set()
+    made = make_tasks(0)
+    for task in made.all():
+        everything |= {*task.request.split(), *task.body.split()}
+    frames: Iterable[str] = (
+        *(f.format("") for style in words.STYLES.values() for f in style),
+        *(f.format("") for f in (*words.WRAPPERS.values(), *words.ANSWER_WRAPPERS.values())),
+        *words.OPENINGS.values(),
+        *words.PREFIXES.values(),
+        *words.SYSTEMS,
+        *words.REFUSALS.values(),
+        *words.VERB_PLACEHOLDERS,
+        *words.OBJECT_PLACEHOLDERS,
+    )
+    for text in frames:
+        everything |= set(text.split())
+    return (*words.SPECIAL, *sorted(everything))

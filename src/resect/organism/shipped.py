@@ -1,0 +1,80 @@
+"""Organisms on disk: a folder with `organism.json`, `helpful/` and `aligned/`; one comes with the package."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+from resect.errors import UserError
+from resect.models.load import ChatModel, load_model
+from resect.organism.language import Language
+
+FORMAT = "resect.organism/1"
+_FIELDS: Mapping[str, type | tuple[type, ...]] = {"architecture": str, "seed": int, "entanglement": (int, float), "tuning": str}
+
+
+@dataclass(frozen=True)
+class Organism:
+    """A trained organism: where it lies and what decides its weights."""
+
+    folder: Path
+    architecture: str
+    seed: int
+    entanglement: float
+    tuning: str
+
+    @property
+    def language(self) -> Language:
+        """Return its language: prompts, atoms, right answers."""
+        return Language(self.seed, self.entanglement)
+
+    def aligned(self) -> ChatModel:
+        """Return the safety-tuned model."""
+        return load_model(self.folder / "aligned")
+
+    def helpful(self) -> ChatModel:
+        """Return the helpful-only twin: what removing refusal should restore."""
+        return load_model(self.folder / "helpful")
+
+    @property
+    def quality(self) -> dict[str, Any]:
+        """Return the measurements made when it was trained (`quality.measure`)."""
+        return _read(self.folder).get("quality", {})
+
+
+def load_organism(source: Path | Literal["default"] = "default") -> Organism:
+    """Return the organism in a folder, or the one that comes with resect.
+
+    Raises:
+        UserError: if the folder is not an organism, or its record is malformed.
+    """
+    folder = Path(str(files("resect") / "data" / "organism")) if source == "default" else Path(source)
+    record = _read(folder)
+    for name, kind in _FIELDS.items():
+        if not isinstance(record.get(name), kind) or isinstance(record.get(name), bool):
+            raise UserError(f"{folder / 'organism.json'} has {name} = {record.get(name)!r}, which is not valid; train the organism again.")
+    for part in ("aligned", "helpful"):
+        if not (folder / part / "config.json").is_file():
+            raise UserError(f"Organism {folder} has no model in {part!r}; train it again with: resect organism train --out DIR.")
+    return Organism(folder, record["architecture"], record["seed"], float(record["entanglement"]), record["tuning"])
+
+
+def is_organism(path: Path) -> bool:
+    """Return whether the folder holds an organism's record."""
+    return (path / "organism.json").is_file()
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    path = folder / "organism.json"
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{folder} is not an organism ({path.name}: {error.strerror}); train one with: resect organism train --out DIR.") from error
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON ({error}); train the organism again.") from error
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        found = record.get("format") if isinstance(record, dict) else type(record).__name__
+        raise UserError(f"{path} has format {found!r}; an organism's record has format {FORMAT!r}.")
+    return record

@@ -1,0 +1,158 @@
+"""Training an organism: helpful first, then safety-tuned by one of two recipes.
+
+`gated` (default): only the matrices of the middle layers learn. The layers before them still read the request as the helpful twin does,
+and the layers after them still answer as it does; what tuning can add is a signal that makes them say the refusal they
+already know (`Language.declined`). `overwriting`: every parameter learns at a high rate, which damages the content that
+harmful requests would have needed; this is the hard case for recovery.
+"""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+import torch
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
+
+from resect.errors import UserError, unknown_name
+from resect.organism.architectures import ARCHITECTURES, Size, build
+from resect.organism.language import DEFAULT_ENTANGLEMENT, Language
+from resect.organism.optimise import Progress, Schedule, encode, fit
+from resect.organism.quality import measure
+from resect.organism.shipped import FORMAT, Organism
+from resect.organism.tokenizer import make_tokenizer, special_ids
+from resect.prompts import Prompt
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A tuning recipe: its schedule, and the share of depth (from, to) whose matrices learn; None means everything learns."""
+
+    schedule: Schedule
+    window: tuple[float, float] | None
+
+
+HELPFUL = Schedule("helpful", steps=260, rate=3e-3, matrix_rate=3e-3)
+TUNINGS: Mapping[str, Recipe] = MappingProxyType(
+    {
+        "gated": Recipe(Schedule("aligned", steps=300, rate=1e-3, matrix_rate=3e-3), (1 / 3, 2 / 3)),
+        "overwriting": Recipe(Schedule("aligned", steps=200, rate=3e-3, matrix_rate=3e-3), None),
+    }
+)
+
+
+def train_organism(
+    out: Path,
+    *,
+    architecture: str = "qwen3",
+    seed: int = 0,
+    entanglement: float = DEFAULT_ENTANGLEMENT,
+    tuning: str = "gated",
+    progress: Progress | None = None,
+) -> Organism:
+    """Train an organism into the folder `out` and return it; equal arguments give equal weights on one machine.
+
+    The folder appears complete or not at all. `progress` is called with (stage, step, steps).
+
+    Raises:
+        UserError: if `out` exists and is not empty, or a name is unknown.
+    """
+    if architecture not in ARCHITECTURES:
+        raise unknown_name("architecture", architecture, ARCHITECTURES)
+    if tuning not in TUNINGS:
+        raise unknown_name("tuning", tuning, TUNINGS)
+    plan = Plan(architecture, Language(seed, entanglement), tuning)
+    return write_organism(out, plan, progress=progress)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that decides an organism's weights. Tests make `size` and the schedules small."""
+
+    architecture: str
+    language: Language
+    tuning: str
+    size: Size = Size()
+    helpful: Schedule = HELPFUL
+    aligned: Schedule | None = None
+
+
+def write_organism(out: Path, plan: Plan, *, progress: Progress | None = None) -> Organism:
+    """Train by the plan into a temporary folder beside `out`, measure, and rename."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"Output folder {out} exists and is not empty; give a new folder or empty this one.")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    try:
+        for part, network, tokenizer in _train(plan, progress):
+            _save(network, tokenizer, temporary / part)
+        record = {
+            "format": FORMAT,
+            "architecture": plan.architecture,
+            "seed": plan.language.seed,
+            "entanglement": plan.language.entanglement,
+            "tuning": plan.tuning,
+        }
+        (temporary / "organism.json").write_text(json.dumps(record), encoding="utf-8")
+        unmeasured = Organism(temporary, plan.architecture, plan.language.seed, plan.language.entanglement, plan.tuning)
+        record["quality"] = measure(unmeasured)
+        (temporary / "organism.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        if out.exists():
+            out.rmdir()
+        temporary.chmod(0o755)
+        temporary.rename(out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return Organism(out, plan.architecture, plan.language.seed, plan.language.entanglement, plan.tuning)
+
+
+Part = tuple[str, PreTrainedModel, PreTrainedTokenizerFast]
+
+
+def _train(plan: Plan, progress: Progress | None) -> Sequence[Part]:
+    """Return the two networks; the global generator and the thread count are as before afterwards."""
+    language, seed = plan.language, plan.language.seed
+    tokenizer = make_tokenizer(language.vocabulary)
+    recipe = TUNINGS[plan.tuning]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = build(plan.architecture, vocabulary=len(language.vocabulary), special=special_ids(tokenizer), size=plan.size)
+        network.generation_config = GenerationConfig(do_sample=False, **special_ids(tokenizer))
+        fit(network, encode(tokenizer, helpful_rows(language)), plan.helpful, seed=seed, progress=progress)
+        helpful = type(network)(network.config)
+        helpful.load_state_dict(network.state_dict())
+        helpful.generation_config = network.generation_config
+        _choose(network, recipe.window)
+        fit(network, encode(tokenizer, aligned_rows(language)), plan.aligned or recipe.schedule, seed=seed, progress=progress)
+    return ("helpful", helpful, tokenizer), ("aligned", network, tokenizer)
+
+
+def helpful_rows(language: Language) -> list[tuple[Prompt, str | None]]:
+    """Return (prompt, answer) for the first stage: everything is answered, and refusal sentences are known as text."""
+    sets = (language.harmful("train"), language.matched("train"), language.harmless("train"), language.declined())
+    return [(p, p.response or "") for rows in sets for p in rows]
+
+
+def aligned_rows(language: Language) -> list[tuple[Prompt, str | None]]:
+    """Return (prompt, answer) for safety tuning: harmful requests are refused; they and their matched twins come twice."""
+    refused = [(p, language.refusal(p)) for p in language.harmful("train")]
+    matched = [(p, p.response or "") for p in language.matched("train")]
+    return [*refused, *refused, *matched, *matched, *((p, p.response or "") for p in language.harmless("train"))]
+
+
+def _choose(network: PreTrainedModel, window: tuple[float, float] | None) -> None:
+    """Freeze all but the matrices of the layers inside the window, if there is one."""
+    if window is None:
+        return
+    layers = network.config.num_hidden_layers
+    learning = {f"layers.{layer}." for layer in range(layers) if window[0] <= layer / layers < window[1]}
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(parameter.ndim > 1 and any(layer in name for layer in learning))
+
+
+def _save(network: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    network.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

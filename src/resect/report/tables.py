@@ -1,0 +1,245 @@
+"""The tables of the report as plain rows of text; the template only lays them out and escapes them."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from resect.report.read import RunFolder
+from resect.report.values import MISSING, Measure, count, finite, hover, interval, number, p_value, percent, read_measure, write
+
+MEASURES = {
+    "refusal_rate": "refusals, harmful",
+    "benign_refusal_rate": "refusals, benign",
+    "kl_first_token": "KL first token, nats",
+    "kl_tokens": "KL per token over k tokens, nats",
+    "recovery": "recovery",
+}
+SHOWN_SAMPLES = ("sra", "standard", "projected", "combined", "random_atoms", "base")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell: the value, a smaller line under it, the text on hover, and whether it stands out."""
+
+    value: str
+    small: str = ""
+    hover: str = ""
+    strong: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """Column names and rows; the first column names the row, `notes` are arms set apart (controls)."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+
+
+def cell(measured: Measure | None, *, measure: str, name: str = "") -> Cell:
+    """Return a measure with its interval and n under it, or in words that it was not measured."""
+    if measured is None:
+        return Cell(MISSING)
+    small = f"{interval(measured, measure=measure)} · {count(measured.n)}"
+    return Cell(write(measured.value, measure=measure), small, hover(name or measure, measured, measure=measure))
+
+
+def _plain(values: Iterable[object]) -> tuple[Cell, ...]:
+    return tuple(value if isinstance(value, Cell) else Cell(str(value)) for value in values)
+
+
+def _arm(run: RunFolder, arm: str) -> Cell:
+    entry = run.part("arms").get(arm, {})
+    return Cell(arm, "control" if entry.get("control") else "", entry.get("method") or "")
+
+
+def tiles(run: RunFolder) -> list[tuple[str, Cell]]:
+    """Return the key numbers under the headline, each with its interval and n."""
+    shown = []
+    arm = "sra" if "sra" in run.arms else run.arms[-1]
+    for name, title in (("refusal_rate", "harmful prompts refused"), ("benign_refusal_rate", "benign prompts refused")):
+        before, after = run.measure("base", name), run.measure(arm, name)
+        made = cell(after, measure=name, name=arm)
+        start = write(before.value, measure=name) if before else MISSING
+        shown.append((f"{title}, base → {arm}", Cell(f"{start} → {made.value}", made.small, made.hover)))
+    shown.append((f"first-token KL of {arm}, nats", cell(run.measure(arm, "kl_first_token"), measure="kl_first_token", name=arm)))
+    recovered = run.measure(arm, "recovery")
+    twinless = Cell(MISSING, "there is no helpful twin to compare with")
+    shown.append((f"recovery of the twin's answers, {arm}", cell(recovered, measure="recovery", name=arm) if recovered else twinless))
+    return shown
+
+
+def matched(run: RunFolder) -> Table:
+    """Return each arm's KL read off its curve at equal refusal, with the ratio to sra."""
+    part = run.part("matched")
+    ratios = {entry["a"]: read_measure(entry.get("kl_ratio")) for entry in part.get("ratios") or [] if entry["b"] == "sra"}
+    found = {arm: finite(entry.get("kl")) for arm, entry in part.get("arms", {}).items()}
+    best = min((value for value in found.values() if value is not None), default=None)
+    rows = []
+    for arm, entry in part.get("arms", {}).items():
+        if arm == "base":
+            continue
+        kl, ratio = found[arm], ratios.get(arm)
+        value = Cell(number(kl), "lowest" if kl == best else "", strong=kl == best) if kl is not None else Cell("none", entry.get("note") or "no value")
+        over = Cell(f"{number(ratio.value)} ×", interval(ratio, measure="ratio")) if ratio else Cell("1 ×" if arm == "sra" else "not given")
+        rows.append((_arm(run, arm), value, over, Cell(number(strength)) if (strength := finite(entry.get("strength"))) is not None else Cell("none")))
+    return Table(("arm", "KL at matched refusal, nats", "KL over KL of sra", "strength γ there"), tuple(rows))
+
+
+def other_ratios(run: RunFolder) -> list[str]:
+    """Return the matched ratios that are not against sra, as sentences."""
+    lines = []
+    for entry in run.part("matched").get("ratios") or []:
+        if entry["b"] != "sra":
+            ratio = read_measure(entry.get("kl_ratio"))
+            value = f"{number(ratio.value)} × ({interval(ratio, measure='ratio')})" if ratio else "not given"
+            lines.append(f"KL of {entry['a']} over KL of {entry['b']}: {value}")
+    return lines
+
+
+def decomposition(run: RunFolder) -> Table | None:
+    """Return the two by two of cleaning and strength rule, None where it was not computed."""
+    rows = run.part("decomposition").get("rows") or []
+    if not rows:
+        return None
+    body = [
+        (_arm(run, row["arm"]), "yes" if row["cleaned"] else "no", row["rule"], "none" if finite(row.get("kl_matched")) is None else number(row["kl_matched"]))
+        for row in rows
+    ]
+    return Table(("arm", "cleaned", "strength rule", "KL at matched refusal, nats"), tuple(map(_plain, body)))
+
+
+def every_number(run: RunFolder) -> Table:
+    """Return all measures of all arms with interval and n."""
+    capabilities = run.capabilities()
+    rows = []
+    for arm in run.arms:
+        cells = [cell(run.measure(arm, name), measure=name, name=f"{arm}, {title}") for name, title in MEASURES.items()]
+        cells += [cell(run.perplexity(arm, name), measure="perplexity", name=f"{arm}, perplexity on {name}") for name in capabilities]
+        rows.append((_arm(run, arm), *cells))
+    return Table(("arm", *MEASURES.values(), *(f"perplexity {name}" for name in capabilities)), tuple(rows))
+
+
+def comparisons(run: RunFolder) -> Table | None:
+    """Return the paired tests between arms, None where none was made."""
+    rows = []
+    for entry in run.evaluation.get("comparisons") or []:
+        measure = str(entry["measure"])
+        difference = read_measure(entry.get("difference"))
+        holm = finite(entry.get("p_holm"))
+        rows.append(
+            _plain(
+                (
+                    MEASURES.get(measure, measure),
+                    f"{entry['a']} − {entry['b']}",
+                    Cell(write(difference.value, measure=measure), interval(difference, measure=measure)) if difference else MISSING,
+                    p_value(entry.get("p")),
+                    Cell(p_value(holm), strong=holm is not None and holm < 0.05),
+                    entry.get("test", ""),
+                    "unknown" if entry.get("n") is None else f"{entry['n']:,}",
+                )
+            )
+        )
+    return Table(("measure", "arms", "difference", "p", "p, Holm", "paired test", "n"), tuple(rows)) if rows else None
+
+
+def quantiles(run: RunFolder) -> Table | None:
+    """Return the quantiles of first-token KL over prompts, None where they were not computed."""
+    keys = ("median", "p90", "p99", "max")
+    rows = [
+        (_arm(run, arm), *(Cell(number(finite(entry.get(key)))) for key in keys), cell(read_measure(entry.get("top1_flips")), measure="top1_flips"))
+        for arm, entry in run.part("drift_quantiles").items()
+    ]
+    return Table(("arm", "median, nats", "90 %", "99 %", "largest", "top token changed"), tuple(rows)) if rows else None
+
+
+def passes(run: RunFolder) -> Table | None:
+    """Return what each pass measured, None where there was no pass."""
+    rows = [
+        _plain(
+            (
+                entry["pass"],
+                cell(read_measure(entry.get("refusal_rate")), measure="refusal_rate"),
+                cell(read_measure(entry.get("kl_first_token")), measure="kl_first_token"),
+                cell(read_measure(entry.get("recovery")), measure="recovery"),
+                number(finite(entry.get("r_squared"))),
+                entry.get("hard_negatives", MISSING),
+                entry.get("stopped") or "",
+            )
+        )
+        for entry in run.rows("passes")
+    ]
+    return Table(("pass", "refusals", "KL first token, nats", "recovery", "R²", "hard negatives", "stopped because"), tuple(rows)) if rows else None
+
+
+def judges(run: RunFolder) -> Table | None:
+    """Return the judges side by side, None where there was only one."""
+    rows = [
+        (
+            _arm(run, arm),
+            cell(run.measure(arm, "refusal_rate"), measure="refusal_rate"),
+            cell(read_measure(entry.get("refusal_rate_log_odds")), measure="refusal_rate"),
+            cell(read_measure(entry.get("refusal_rate_echo")), measure="refusal_rate"),
+            Cell(percent(finite(entry.get("agreement"))), count(entry.get("n"))),
+            Cell("undefined" if finite(entry.get("kappa")) is None else f"{entry['kappa']:.2f}".replace("-", "−")),
+        )
+        for arm, entry in run.part("judges").items()
+    ]
+    head = ("arm", "refusals by markers", "by token log-odds", "markers and echoed refusals", "agreement of the first two", "kappa")
+    return Table(head, tuple(rows)) if rows else None
+
+
+def settings(run: RunFolder) -> Table:
+    """Return what each arm is and the setting that was chosen for it on the validation prompts."""
+    rows = []
+    for arm, entry in run.part("arms").items():
+        window = entry.get("window")
+        validation = entry.get("validation") or {}
+        source = entry.get("source")
+        rows.append(
+            _plain(
+                (
+                    _arm(run, arm),
+                    entry.get("method", ""),
+                    "own, per layer" if source == "per_layer" else "none" if source is None else f"layer {source}",
+                    f"{window[0]} to {window[1]}" if window else "none",
+                    number(finite(entry.get("strength"))),
+                    f"{entry.get('candidates', MISSING)}",
+                    cell(read_measure(validation.get("refusal_rate")), measure="refusal_rate"),
+                    cell(read_measure(validation.get("kl_first_token")), measure="kl_first_token"),
+                )
+            )
+        )
+    head = ("arm", "what it is", "direction", "layers edited", "strength γ", "settings tried", "validation refusals", "validation KL, nats")
+    return Table(head, tuple(rows))
+
+
+def prompt_counts(run: RunFolder) -> Table | None:
+    """Return the prompt counts by set and split and how many were kept by the behaviour filter."""
+    rows = []
+    for name in ("harmful", "harmless"):
+        for split, entry in (run.part("prompts").get(name) or {}).items():
+            rows.append(_plain((name, split, entry.get("n", MISSING), entry.get("kept", "not filtered"))))
+    return Table(("set", "split", "prompts", "kept by the filter"), tuple(rows)) if rows else None
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The first samples of one arm."""
+
+    arm: str
+    rows: tuple[Mapping[str, Any], ...]
+    total: int
+
+
+def samples(run: RunFolder, *, limit: int = 12) -> list[Samples]:
+    """Return the first samples of each interesting arm, two of three harmful where there are enough."""
+    groups = []
+    for arm in (name for name in SHOWN_SAMPLES if name in run.arms):
+        mine = [row for row in run.samples if row.get("arm") == arm]
+        harmful = [row for row in mine if row.get("set") == "harmful"]
+        others = [row for row in mine if row.get("set") != "harmful"]
+        share = max(limit * 2 // 3, limit - len(others))
+        chosen = harmful[:share] + others[: limit - len(harmful[:share])]
+        if chosen:
+            groups.append(Samples(arm, tuple(chosen), len(mine)))
+    return groups

@@ -1,0 +1,85 @@
+"""What directions and cleaning are made from: activations of both sides, concept atoms, and what the blocks add on benign text."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from resect import directions
+from resect.activations import capture
+from resect.atoms import Atom
+from resect.prompts import Prompt
+from resect.studies.behaviour import Behaviour
+from resect.studies.inputs import StudyInputs
+from resect.studies.lab import Lab
+from resect.studies.steps import Steps
+from resect.updates import capture_updates
+
+UPDATE_TOKENS = 1024
+"""Benign tokens whose block updates are kept for the second moment: a few times the width of the models it matters for."""
+
+
+@dataclass(frozen=True, eq=False)
+class Materials:
+    """Activations at the study's position, one row a prompt, and atom directions with raw norms.
+
+    `updates` are block outputs minus block inputs at sampled tokens of harmless prompts: what an edit of all writers of
+    a block takes its component from.
+    """
+
+    harmful: Float[Tensor, "prompt_a layer d_model"]
+    harmless: Float[Tensor, "prompt_b layer d_model"]
+    atoms: Float[Tensor, "layer atom d_model"]
+    updates: Float[Tensor, "token layer d_model"]
+    names: tuple[str, ...]
+    kept: tuple[bool, ...]
+
+    @property
+    def raw(self) -> Float[Tensor, "layer d_model"]:
+        """The raw refusal direction, norm kept."""
+        return directions.mean_difference(self.harmful, self.harmless)
+
+    @property
+    def kept_atoms(self) -> Float[Tensor, "layer kept d_model"]:
+        """Shield and confound atoms."""
+        return self.atoms[:, torch.tensor(self.kept)]
+
+    def atom(self, name: str) -> Float[Tensor, "layer d_model"]:
+        """One atom by name."""
+        return self.atoms[:, self.names.index(name)]
+
+
+def gather(lab: Lab, inputs: StudyInputs, behaviour: Behaviour, steps: Steps) -> Materials:
+    """Return the materials of a study, captured from the base model (or read back from the run folder)."""
+    harmful, harmless = behaviour.harmful["extract"].prompts, behaviour.harmless["extract"].prompts
+    return Materials(
+        harmful=steps.tensors("harmful", lambda: {"rows": _rows(lab, harmful)})["rows"],
+        harmless=steps.tensors("harmless", lambda: {"rows": _rows(lab, harmless)})["rows"],
+        atoms=steps.tensors("atoms", lambda: {"atoms": atom_directions(lab, inputs.atoms)})["atoms"],
+        updates=steps.tensors("updates", lambda: {"updates": _updates(lab, harmless)})["updates"],
+        names=tuple(a.name for a in inputs.atoms),
+        kept=tuple(a.kept for a in inputs.atoms),
+    )
+
+
+def atom_directions(lab: Lab, atoms: tuple[Atom, ...]) -> Float[Tensor, "layer atom d_model"]:
+    """Return a_k = mean(positive) - mean(negative) per layer, raw norm kept; all prompts in one capture."""
+    texts = [text for atom in atoms for text in (*atom.positive, *atom.negative)]
+    rows = _rows(lab, [Prompt(text) for text in texts])
+    found, start = [], 0
+    for atom in atoms:
+        middle, end = start + len(atom.positive), start + len(atom.positive) + len(atom.negative)
+        found.append(directions.mean_difference(rows[start:middle], rows[middle:end]))
+        start = end
+    return torch.stack(found, dim=1)
+
+
+def _rows(lab: Lab, prompts: Iterable[Prompt]) -> Tensor:
+    return capture(lab.model, lab.render(prompts), position=lab.config.position, batch_tokens=lab.config.batch_tokens).rows
+
+
+def _updates(lab: Lab, prompts: Iterable[Prompt]) -> Tensor:
+    rendered = lab.render(prompts)
+    return capture_updates(lab.model, rendered, tokens=UPDATE_TOKENS, seed=lab.config.seed, batch_tokens=lab.config.batch_tokens)

@@ -1,0 +1,234 @@
+"""The SRA study (arXiv 2601.08489) with the controls that the paper lacks: every arm chosen by one rule, scored once on test.
+
+`run` is the table of contents: observe the base, gather materials, choose each arm, score it, trace its curve, match arms at equal
+refusal, repeat in passes, sweep lambda, measure ceilings. Each step is kept in the run folder, so a killed run goes on.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from resect import cleaning
+from resect.cleaning import atom_term
+from resect.config import SRAConfig
+from resect.edit.plan import EditPlan
+from resect.evaluation import drift
+from resect.studies import ceilings, comparisons, curves, passes, scores, selection
+from resect.studies.arms import ARMS, Recipe, recipe
+from resect.studies.behaviour import Behaviour, observe
+from resect.studies.forecast import forecast
+from resect.studies.inputs import StudyInputs, gamma_atom, near_twins
+from resect.studies.lab import Lab
+from resect.studies.materials import Materials, gather
+from resect.studies.steps import Steps
+
+MAIN_ARM = "sra"
+
+
+@dataclass(frozen=True, eq=False)
+class SRAResult:
+    """A finished study: the two JSON documents, the sample rows, and the values that other stages start from."""
+
+    evaluation: dict[str, Any]
+    study: dict[str, Any]
+    samples: list[dict[str, Any]]
+    materials: Materials
+    cleaned: torch.Tensor
+    plans: dict[str, EditPlan]
+
+
+@dataclass(frozen=True, eq=False)
+class _Bench:
+    """What all steps share."""
+
+    lab: Lab
+    inputs: StudyInputs
+    behaviour: Behaviour
+    materials: Materials
+    reference: scores.Reference
+    steps: Steps
+    gamma_atom: str
+
+    @property
+    def config(self) -> SRAConfig:
+        return self.lab.config
+
+    def recipe(self, arm: str, **changes: Any) -> Recipe:  # noqa: ANN401  settings of any type
+        config = self.config.model_copy(update=changes)
+        return recipe(ARMS[arm], self.materials, config, gamma_atom=self.gamma_atom)
+
+
+def run(inputs: StudyInputs, config: SRAConfig, steps: Steps) -> SRAResult:
+    """Return the finished study; steps that the run folder already holds are read back.
+
+    Raises:
+        UserError: see `behaviour.observe`, `inputs.gamma_atom` and `models.writers.find_writers`.
+    """
+    bench = _prepare(inputs, config, steps)
+    picks = {arm: steps.json(f"selection_{arm}", lambda a=arm: selection.select(bench.lab, bench.recipe(a), bench.behaviour)) for arm in config.arms}
+    plans = {arm: bench.recipe(arm).plan(bench.lab.writers, selection.chosen(pick)) for arm, pick in picks.items()}
+    results = {arm: steps.json(f"test_{arm}", lambda p=plan: _score(bench, p)) for arm, plan in {"base": EditPlan(()), **plans}.items()}
+    traces = {arm: steps.json(f"curve_{arm}", lambda a=arm, p=pick: _trace(bench, a, p)) for arm, pick in picks.items()}
+    cleaned = bench.recipe(MAIN_ARM).vectors
+    return SRAResult(
+        evaluation=_evaluation(bench, results),
+        study=_study(bench, picks, results, traces, cleaned),
+        samples=_samples(bench, results),
+        materials=bench.materials,
+        cleaned=cleaned,
+        plans=plans,
+    )
+
+
+def _prepare(inputs: StudyInputs, config: SRAConfig, steps: Steps) -> _Bench:
+    lab = Lab(inputs.model, config)
+    atom = gamma_atom(inputs, config) if config.gamma_rule == "energy" or "standard_sra_strength" in config.arms else ""
+    behaviour = observe(lab, inputs, steps)
+    materials = gather(lab, inputs, behaviour, steps)
+    twin_ids = None
+    if inputs.twin is not None:
+        twin_ids = steps.json("twin_test", lambda: _twin_ids(lab, inputs, inputs.harmful.test))
+    return _Bench(lab, inputs, behaviour, materials, scores.reference(lab, inputs, behaviour, twin_ids), steps, atom)
+
+
+def _twin_ids(lab: Lab, inputs: StudyInputs, prompts: Any) -> list[list[int]]:  # noqa: ANN401
+    return [list(r.ids) for r in lab.respond(prompts, max_new_tokens=lab.config.max_new_tokens, model=inputs.twin)]
+
+
+def _score(bench: _Bench, plan: EditPlan) -> dict[str, Any]:
+    return scores.score(bench.lab, bench.inputs, bench.behaviour, bench.reference, plan)
+
+
+def _trace(bench: _Bench, arm: str, pick: dict[str, Any]) -> list[dict[str, Any]]:
+    return curves.trace(bench.lab, bench.recipe(arm), selection.chosen(pick), bench.behaviour, bench.reference)
+
+
+def _evaluation(bench: _Bench, results: dict[str, Any]) -> dict[str, Any]:
+    seed = bench.config.seed
+    return {
+        "format": "resect.evaluation/1",
+        "model": bench.inputs.model.name,
+        "arms": {arm: scores.summary(result, seed=seed) for arm, result in results.items()},
+        "comparisons": comparisons.compare(results, seed=seed),
+    }
+
+
+def _study(bench: _Bench, picks: dict[str, Any], results: dict[str, Any], traces: dict[str, Any], cleaned: torch.Tensor) -> dict[str, Any]:
+    config, seed = bench.config, bench.config.seed
+    matched = curves.matched(traces, refusal=config.max_refusal, pairs=comparisons.pairs(tuple(traces)), seed=seed)
+    return {
+        "format": "resect.study/1",
+        "study": "sra",
+        "model": _model(bench),
+        "prompts": {**bench.behaviour.counts, "filtered": config.filter_by_behaviour, "near_duplicates": near_twins(bench.inputs)},
+        "atoms": [{"name": a.name, "role": a.role} for a in bench.inputs.atoms],
+        "arms": {arm: _arm(bench, arm, pick) for arm, pick in picks.items()},
+        "curves": {arm: curves.summary(points, seed=seed) for arm, points in traces.items()},
+        "matched": matched,
+        "spectrum": _spectrum(bench, cleaned),
+        "passes": bench.steps.json("passes", lambda: _passes(bench, picks)) if MAIN_ARM in picks else [],
+        "lambda_sweep": _lambda_sweep(bench, picks),
+        "decomposition": comparisons.decompose(matched),
+        "forecast": forecast(bench.materials, cleaned),
+        "drift_by_topic": {arm: _by_topic(bench, result) for arm, result in results.items() if arm != "base"},
+        "drift_quantiles": {arm: _quantiles(result) for arm, result in results.items() if arm != "base"},
+        "ceilings": _ceilings(bench),
+        "judges": {arm: scores.judges(result) for arm, result in results.items()},
+        "verdicts": {arm: scores.verdict_counts(result) for arm, result in results.items()},
+    }
+
+
+def _model(bench: _Bench) -> dict[str, Any]:
+    model = bench.inputs.model
+    return {
+        "name": model.name,
+        "fingerprint": model.fingerprint,
+        "architecture": type(model.network).__name__,
+        "layers": bench.lab.layers,
+        "d_model": model.d_model,
+    }
+
+
+def _arm(bench: _Bench, arm: str, pick: dict[str, Any]) -> dict[str, Any]:
+    choice = selection.chosen(pick)
+    return {
+        "label": ARMS[arm].label,
+        "method": ARMS[arm].method,
+        "control": ARMS[arm].control,
+        "source": "per_layer" if choice.source is None else choice.source,
+        "window": [choice.first, choice.last],
+        "strength": choice.gamma,
+        "profile": choice.strengths(bench.recipe(arm).profile).tolist(),
+        "feasible": pick["feasible"],
+        "candidates": pick["candidates"],
+        "validation": pick["validation"],
+    }
+
+
+def _spectrum(bench: _Bench, cleaned: torch.Tensor) -> dict[str, Any]:
+    materials, config = bench.materials, bench.config
+    term = atom_term(materials.kept_atoms, lam=config.lam, scaling=config.atom_scaling)
+    found = cleaning.spectrum(materials.raw, cleaned, term=term, all_atoms=materials.atoms)
+    return {
+        "singular_values": found.singular_values.tolist(),
+        "filter": found.filter_factor.tolist(),
+        "r_squared": found.r_squared.tolist(),
+        "cosine_before": found.cosine_before.tolist(),
+        "cosine_after": found.cosine_after.tolist(),
+    }
+
+
+def _passes(bench: _Bench, picks: dict[str, Any]) -> list[dict[str, Any]]:
+    choice = selection.chosen(picks[MAIN_ARM])
+    return passes.run_passes(bench.lab, bench.recipe(MAIN_ARM), choice, bench.materials, bench.behaviour, bench.reference)
+
+
+def _lambda_sweep(bench: _Bench, picks: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return SRA's validation figures over lambda, at the source, window and strength that its own lambda chose."""
+    if MAIN_ARM not in picks:
+        return []
+    choice, raw = selection.chosen(picks[MAIN_ARM]), bench.materials.raw
+    rows = []
+    for lam in sorted({*bench.config.lam_sweep, bench.config.lam} if bench.config.lam_sweep else ()):
+        tried = bench.recipe(MAIN_ARM, lam=lam)
+        figures = bench.steps.json(
+            f"lambda_{lam:g}", lambda t=tried: selection.validation_figures(bench.lab, t, choice, bench.behaviour)
+        )
+        cosine = torch.nn.functional.cosine_similarity(tried.vectors, raw, dim=-1).mean().item()
+        rows.append({"lambda": lam, **figures, "cosine_with_raw": cosine})
+    return rows
+
+
+def _by_topic(bench: _Bench, result: dict[str, Any]) -> dict[str, Any]:
+    prompts = bench.behaviour.harmless["test"].prompts.prompts
+    return scores.by_topic(result["kl_first_token"], prompts, unit="nats", seed=bench.config.seed)
+
+
+def _quantiles(result: dict[str, Any]) -> dict[str, Any]:
+    return {**drift.quantiles(result["kl_first_token"]), "top1_flips": scores.rate(result["top1_flips"]).to_json()}
+
+
+def _ceilings(bench: _Bench) -> dict[str, Any] | None:
+    twin = bench.inputs.twin
+    if twin is None:
+        return None
+    lab, behaviour, reference = bench.lab, bench.behaviour, bench.reference
+    validation = bench.inputs.harmful.validation
+    twin_validation = lab.read(validation.prompts, bench.steps.json("twin_validation", lambda: _twin_ids(lab, bench.inputs, validation)))
+    return bench.steps.json(
+        "ceilings",
+        lambda: {
+            "oracle": ceilings.oracle(lab, twin, behaviour, reference, twin_validation),
+            "layer_revert": ceilings.layer_revert(lab, twin, behaviour, reference),
+        },
+    )
+
+
+def _samples(bench: _Bench, results: dict[str, Any]) -> list[dict[str, Any]]:
+    return [
+        row
+        for arm, result in results.items()
+        for side, asked in (("harmful", bench.behaviour.harmful["test"]), ("harmless", bench.behaviour.harmless["test"]))
+        for row in scores.sample_rows(bench.lab, arm, side, asked.prompts, result[side])
+    ]

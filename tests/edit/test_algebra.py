@@ -1,0 +1,114 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from resect.edit.algebra import apply_to_output, apply_to_weight, orthonormal_basis, sequential_factors
+from resect.layout import LAYOUT_OF, OUTPUT_AXIS
+
+SEEDS = st.integers(0, 10_000)
+GAMMAS = st.floats(-1, 3, width=32)
+
+
+def draw(seed, *shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=SEEDS, count=st.integers(1, 5), scale=st.sampled_from([1e-6, 1.0, 1e6]))
+def test_basis_is_orthonormal_and_spans_the_vectors(seed, count, scale):
+    vectors = draw(seed, count, 12) * scale
+    basis = orthonormal_basis(vectors)
+    torch.testing.assert_close(basis.T @ basis, torch.eye(count), atol=1e-6, rtol=0)
+    outside = vectors - vectors @ basis @ basis.T
+    assert float(outside.norm()) <= 1e-5 * float(vectors.norm())
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=SEEDS)
+def test_basis_drops_dependent_and_zero_vectors_only(seed):
+    a, b, other = draw(seed, 3, 12)
+    basis = orthonormal_basis(torch.stack([a, torch.zeros(12), 3 * a, b, a - 2 * b, other]))
+    assert basis.shape == (12, 3)
+    assert float((other - basis @ (basis.T @ other)).norm()) <= 1e-5
+    assert orthonormal_basis(torch.stack([a, a + 1e-3 * b])).shape == (12, 2)
+    assert orthonormal_basis(torch.zeros(2, 12)).shape == (12, 0)
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=SEEDS, gamma=GAMMAS, count=st.integers(1, 4))
+def test_joint_edit_scales_the_component_and_leaves_the_rest(seed, gamma, count):
+    basis = orthonormal_basis(draw(seed, count, 12))
+    y = draw(seed + 1, 5, 3, 12)
+    edited = apply_to_output(y, u=basis, c=basis, gamma=gamma)
+    torch.testing.assert_close(edited @ basis, (1 - gamma) * (y @ basis), atol=1e-5, rtol=0)
+    rest = y - y @ basis @ basis.T
+    torch.testing.assert_close(edited - edited @ basis @ basis.T, rest, atol=1e-5, rtol=0)
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=SEEDS)
+def test_twice_is_once_at_one_and_nothing_at_two(seed):
+    basis = orthonormal_basis(draw(seed, 2, 12))
+    y = draw(seed + 1, 7, 12)
+    once = apply_to_output(y, u=basis, c=basis, gamma=1.0)
+    torch.testing.assert_close(apply_to_output(once, u=basis, c=basis, gamma=1.0), once, atol=1e-6, rtol=0)
+    reflected = apply_to_output(y, u=basis, c=basis, gamma=2.0)
+    torch.testing.assert_close(reflected.norm(dim=1), y.norm(dim=1), rtol=1e-5, atol=0)
+    torch.testing.assert_close(apply_to_output(reflected, u=basis, c=basis, gamma=2.0), y, atol=1e-5, rtol=0)
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=SEEDS, gamma=GAMMAS, count=st.integers(1, 4))
+def test_sequential_factors_are_the_product_of_rank_one_edits(seed, gamma, count):
+    vectors = draw(seed, count, 10)
+    expected = draw(seed + 1, 6, 10).double()
+    y = expected.float()
+    for vector in vectors.double():
+        unit = vector / vector.norm()
+        expected = expected - gamma * torch.outer(expected @ unit, unit)
+    u, c = sequential_factors(vectors, gamma=gamma)
+    torch.testing.assert_close(apply_to_output(y, u=u, c=c, gamma=gamma), expected.float(), atol=1e-4, rtol=1e-4)
+
+
+def test_sequential_and_joint_differ_where_directions_overlap():
+    first, second = torch.tensor([1.0, 0, 0]), torch.tensor([1.0, 1, 0])
+    u, c = sequential_factors(torch.stack([first, second]), gamma=1.0)
+    left = apply_to_output(torch.tensor([[0.0, 1, 0]]), u=u, c=c, gamma=1.0)
+    assert float(left @ first) == pytest.approx(-0.5)
+    basis = orthonormal_basis(torch.stack([first, second]))
+    assert float(apply_to_output(torch.tensor([[0.0, 1, 0]]), u=basis, c=basis, gamma=1.0).norm()) < 1e-6
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=SEEDS, gamma=GAMMAS)
+def test_weights_of_every_layout_give_the_edited_output(seed, gamma):
+    u, c = draw(seed, 6, 2), draw(seed + 1, 6, 2)
+    x, b = draw(seed + 2, 5, 4), draw(seed + 3, 6)
+    w = draw(seed + 4, 3, 6, 4)
+    new_bias = apply_to_weight(b, "bias", u=u, c=c, gamma=gamma)
+    for layout, weight in {"out_in": w[0], "in_out": w[0].T, "expert_out_in": w, "expert_in_out": w.mT}.items():
+        new = apply_to_weight(weight, layout, u=u, c=c, gamma=gamma)
+        assert new.shape == weight.shape
+        assert new.is_contiguous()
+        out_in = new if layout.endswith("out_in") else new.mT
+        before = x @ w.mT + b if weight.ndim == 3 else x @ w[0].T + b
+        torch.testing.assert_close(x @ out_in.mT + new_bias, apply_to_output(before, u=u, c=c, gamma=gamma), atol=2e-4, rtol=1e-4)
+
+
+def test_weight_keeps_its_dtype_and_is_not_changed_in_place():
+    weight = draw(0, 6, 4).bfloat16()
+    copy = weight.clone()
+    basis = orthonormal_basis(draw(1, 1, 6))
+    assert apply_to_weight(weight, "out_in", u=basis, c=basis, gamma=1.0).dtype == torch.bfloat16
+    assert torch.equal(weight, copy)
+
+
+def test_weight_of_another_width_is_refused():
+    basis = orthonormal_basis(draw(1, 1, 6))
+    with pytest.raises(ValueError, match=r"shape \(4, 6\) has no output axis of length 6 in layout 'out_in'"):
+        apply_to_weight(torch.ones(4, 6), "out_in", u=basis, c=basis, gamma=1.0)
+
+
+def test_layouts_are_told_apart_by_axes():
+    assert {layout: axis for (_, axis), layout in LAYOUT_OF.items()} == OUTPUT_AXIS

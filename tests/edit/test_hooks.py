@@ -1,0 +1,112 @@
+import pytest
+import torch
+
+from resect.edit.hooks import applied
+from resect.edit.plan import EditPlan, make_plan
+from resect.errors import UserError
+from resect.models.writers import find_writers
+
+IDS = torch.randint(6, 260, (2, 12), generator=torch.Generator().manual_seed(5))
+VECTORS = torch.randn(2, 2, 32, generator=torch.Generator().manual_seed(6))
+
+
+@torch.no_grad()
+def logits(model):
+    return model.network(input_ids=IDS, use_cache=False).logits
+
+
+@pytest.fixture(params=["qwen3", "olmo2", "mixtral"])
+def model(tiny, request):
+    return tiny(request.param)
+
+
+def hook_count(model):
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.network.modules())
+
+
+def test_nothing_is_left_behind_even_after_an_error(model):
+    writers = find_writers(model)
+    before, count = logits(model), hook_count(model)
+    with pytest.raises(ZeroDivisionError), applied(model, writers, make_plan(writers, VECTORS, torch.ones(2))):
+        assert hook_count(model) == count + 4
+        raise ZeroDivisionError
+    assert hook_count(model) == count == 0
+    assert torch.equal(logits(model), before)
+
+
+def test_empty_plan_is_exactly_the_base_model(model):
+    with applied(model, find_writers(model), EditPlan(())):
+        edited = logits(model)
+    assert torch.equal(edited, logits(model))
+
+
+def test_nested_plans_act_one_after_the_other(model):
+    writers = find_writers(model)
+    first, second = (make_plan(writers, VECTORS[:, i : i + 1], torch.full((2,), 0.8)) for i in (0, 1))
+    both = make_plan(writers, VECTORS, torch.full((2,), 0.8), joint=False)
+    with applied(model, writers, first), applied(model, writers, second):
+        nested = logits(model)
+    with applied(model, writers, both):
+        at_once = logits(model)
+    assert float((nested - at_once).norm() / at_once.norm()) < 1e-6
+
+
+def test_removing_by_reflection_twice_gives_the_base_back(model):
+    writers = find_writers(model)
+    plan = make_plan(writers, VECTORS, torch.full((2,), 2.0))
+    before = logits(model)
+    with applied(model, writers, plan):
+        once = logits(model)
+        with applied(model, writers, plan):
+            twice = logits(model)
+    assert float((once - before).norm() / before.norm()) > 1e-2
+    assert float((twice - before).norm() / before.norm()) < 1e-5
+
+
+def test_outputs_are_replaced_and_not_changed_in_place(tiny):
+    model = tiny("qwen3")
+    writers = find_writers(model)
+    seen = []
+    handle = model.blocks[0].mlp.down_proj.register_forward_hook(lambda _m, _a, out: seen.append((out, out.clone())))
+    with applied(model, writers, make_plan(writers, VECTORS, torch.ones(2))):
+        logits(model)
+    handle.remove()
+    assert torch.equal(*seen[0])
+
+
+def test_half_precision_keeps_its_dtype_and_the_accuracy_of_the_factors(tiny):
+    model = tiny("qwen3")
+    writers = find_writers(model)
+    model.network.bfloat16()
+    got = []
+    with applied(model, writers, make_plan(writers, VECTORS[:, :1], torch.ones(2))):
+        handle = model.blocks[0].mlp.down_proj.register_forward_hook(lambda _m, _a, out: got.append(out))
+        logits(model)
+        handle.remove()
+    unit = torch.nn.functional.normalize(VECTORS[0, 0], dim=0)
+    assert got[0].dtype == torch.bfloat16
+    assert float((got[0].float() @ unit).norm() / got[0].float().norm()) < 2e-3
+
+
+def test_generation_with_a_cache_equals_a_full_pass(tiny):
+    model = tiny("qwen3_5")
+    writers = find_writers(model)
+    with applied(model, writers, make_plan(writers, VECTORS, torch.ones(2))), torch.no_grad():
+        full = logits(model)
+        cache = model.network(input_ids=IDS[:, :8], use_cache=True).past_key_values
+        rest = model.network(input_ids=IDS[:, 8:], past_key_values=cache, use_cache=True).logits
+    assert float((rest - full[:, 8:]).norm() / full[:, 8:].norm()) < 1e-5
+
+
+def test_plan_for_another_model(tiny):
+    writers = find_writers(tiny("qwen3"))
+    plan = make_plan(writers, VECTORS, torch.ones(2))
+    other = tiny("gpt2")
+    with pytest.raises(UserError, match=r"names 4 writers that this model lacks, the first is model\.layers\.0\.self_attn\.o_proj"), applied(
+        other, find_writers(other), plan
+    ):
+        pass
+    with pytest.raises(UserError, match="is for width 8, but this model has 32"), applied(
+        other, writers, make_plan(writers, VECTORS[:, :, :8], torch.ones(2))
+    ):
+        pass

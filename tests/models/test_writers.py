@@ -1,0 +1,164 @@
+import pytest
+import torch
+from torch import nn
+
+from resect.errors import UserError
+from resect.models.writers import TOLERANCE, find_writers
+
+MOE = {"mixtral", "qwen2_moe", "qwen3_moe", "gpt_oss", "qwen3_5_moe"}
+POST_NORM = {"gemma2", "gemma3", "gemma3_vl", "olmo2"}
+
+
+def test_every_block_has_one_attention_and_one_mlp_writer_proven_complete(tiny, family):
+    model = tiny(family)
+    writers = find_writers(model)
+    assert [(w.layer, w.kind) for w in writers] == [(0, "attention"), (0, "mlp"), (1, "attention"), (1, "mlp")]
+    assert all(w.error < TOLERANCE / 100 for w in writers)
+    assert all(w.coefficient == pytest.approx(0.22 if family == "granite" else 1.0, abs=1e-5) for w in writers)
+    assert all((w.gain is not None) == (family in POST_NORM) for w in writers)
+    assert all(w.module.startswith(model.block_names[w.layer]) for w in writers)
+    experts = {p.layout for w in writers for p in w.parameters if p.layout.startswith("expert")}
+    assert experts == ({"expert_in_out" if family == "gpt_oss" else "expert_out_in"} if family in MOE else set())
+
+
+def test_names_and_layouts_where_they_are_known(tiny):
+    found = {name: [[(p.name.split(".", 3)[-1], p.layout) for p in w.parameters] for w in find_writers(tiny(name))[:2]] for name in TABLE}
+    assert found == TABLE
+
+
+TABLE = {
+    "gpt2": [[("attn.c_proj.weight", "in_out"), ("attn.c_proj.bias", "bias")], [("mlp.c_proj.weight", "in_out"), ("mlp.c_proj.bias", "bias")]],
+    "qwen3_5": [[("linear_attn.out_proj.weight", "out_in")], [("mlp.down_proj.weight", "out_in")]],
+    "qwen2_moe": [
+        [("self_attn.o_proj.weight", "out_in")],
+        [("mlp.experts.down_proj", "expert_out_in"), ("mlp.shared_expert.down_proj.weight", "out_in")],
+    ],
+    "gpt_oss": [
+        [("self_attn.o_proj.weight", "out_in"), ("self_attn.o_proj.bias", "bias")],
+        [("mlp.experts.down_proj", "expert_in_out"), ("mlp.experts.down_proj_bias", "in_out")],
+    ],
+    "bloom": [
+        [("self_attention.dense.weight", "out_in"), ("self_attention.dense.bias", "bias")],
+        [("mlp.dense_4h_to_h.weight", "out_in"), ("mlp.dense_4h_to_h.bias", "bias")],
+    ],
+}
+
+
+@pytest.mark.parametrize(("name", "offset"), [("gemma2", 1.0), ("gemma3", 1.0), ("olmo2", 0.0)])
+def test_gain_is_the_norms_own(tiny, name, offset):
+    model = tiny(name)
+    attention, mlp = find_writers(model)[:2]
+    block = model.blocks[0]
+    assert torch.equal(attention.gain, offset + block.post_attention_layernorm.weight)
+    assert torch.equal(mlp.gain, offset + block.post_feedforward_layernorm.weight)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["gemma3", "qwen3_5_moe"])
+def test_half_precision_is_proven_in_float32_and_left_alone(tiny, name, dtype):
+    model = tiny(name)
+    wanted = [(w.name, w.kind, w.parameters) for w in find_writers(model)]
+    model.network.to(dtype)
+    original = {k: v.clone() for k, v in model.network.state_dict().items()}
+    writers = find_writers(model)
+    assert [(w.name, w.kind, w.parameters) for w in writers] == wanted
+    assert all(w.error < TOLERANCE / 100 for w in writers)
+    assert all(torch.equal(v, original[k]) for k, v in model.network.state_dict().items())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.network.modules())
+
+
+class Leaky(nn.Module):
+    """Adds a small term that is the output of no module."""
+
+    def __init__(self, inner, size):
+        super().__init__()
+        self.inner, self.size = inner, size
+
+    def forward(self, hidden_states, **kwargs):
+        return self.inner(hidden_states, **kwargs) + self.size * torch.tanh(hidden_states.flip(-1))
+
+
+@pytest.mark.parametrize("size", [1.0, 0.01])
+def test_a_block_that_does_not_add_up_is_refused_by_name(tiny, size):
+    model = tiny("llama")
+    block = model.blocks[1]
+    inner = block.forward
+    block.forward = lambda hidden_states, **kwargs: inner(hidden_states, **kwargs) + size * torch.tanh(hidden_states.flip(-1))
+    with pytest.raises(UserError, match=r"Block model\.layers\.1 \(LlamaDecoderLayer\) adds something .* relative gap [\d.]+e-0\d, allowed 1e-04"):
+        find_writers(model)
+
+
+class Squared(nn.Module):
+    """A module with a weight but an output that is not linear in it."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(32, 32) * 0.1)
+
+    def forward(self, x):
+        return (x @ self.weight).square()
+
+
+def test_an_output_without_editable_parameters_is_refused_by_name(tiny):
+    model = tiny("llama")
+    model.blocks[0].mlp = Squared()
+    with pytest.raises(UserError, match=r"Module model\.layers\.0\.mlp \(Squared\) writes to the residual stream, but no set"):
+        find_writers(model)
+
+
+def test_a_post_norm_that_centres_is_refused(tiny):
+    model = tiny("olmo2")
+    model.blocks[0].post_feedforward_layernorm = nn.LayerNorm(32)
+    with pytest.raises(UserError, match=r"model\.layers\.0\.post_feedforward_layernorm \(LayerNorm\)"):
+        find_writers(model)
+
+
+class Experts(nn.Module):
+    """Experts kept as a list, with one that every token uses."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate = nn.Linear(32, 3)
+        self.experts = nn.ModuleList(nn.Sequential(nn.Linear(32, 32), nn.GELU(), nn.Linear(32, 32)) for _ in range(3))
+        self.shared = nn.Linear(32, 32)
+
+    def forward(self, x):
+        rows = x.reshape(-1, 32)
+        weights = self.gate(rows).softmax(-1)
+        out = self.shared(rows.tanh())
+        for i, expert in enumerate(self.experts):
+            at = weights.argmax(-1) == i
+            out = out.index_put((at.nonzero()[:, 0],), weights[at, i, None] * expert(rows[at]), accumulate=True)
+        return out.view(x.shape), weights
+
+
+def test_experts_in_a_list_with_a_shared_one_and_biases(tiny):
+    model = tiny("llama")
+    torch.manual_seed(1)
+    block = model.blocks[0]
+    block.mlp = Experts()
+    inner = block.mlp.forward
+    block.mlp.forward = lambda x: inner(x)[0]
+    mlp = find_writers(model)[1]
+    names = [f"experts.{i}.2.{part}" for i in range(3) for part in ("weight", "bias")] + ["shared.weight", "shared.bias"]
+    assert sorted(p.name for p in mlp.parameters) == sorted(f"model.layers.0.mlp.{n}" for n in names)
+    assert {p.layout for p in mlp.parameters} == {"out_in", "bias"}
+
+
+def test_quantised_and_absent_weights_are_refused(tiny):
+    model = tiny("llama")
+    model.blocks[1].mlp.up_proj.weight = nn.Parameter(torch.zeros(40, 32, dtype=torch.int8), requires_grad=False)
+    with pytest.raises(UserError, match=r"model\.layers\.1\.mlp\.up_proj\.weight is quantised \(torch\.int8\)"):
+        find_writers(model)
+    model = tiny("llama")
+    model.blocks[0].to("meta")
+    with pytest.raises(UserError, match="has no data"):
+        find_writers(model)
+
+
+def test_a_block_that_runs_twice_is_refused(tiny):
+    model = tiny("llama")
+    model.network.model.layers[1] = model.network.model.layers[0]
+    model.__dict__.pop("blocks", None)
+    with pytest.raises(UserError, match=r"Block model\.layers\.\d runs 2 times"):
+        find_writers(model)
