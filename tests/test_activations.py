@@ -22,25 +22,21 @@ def reference(model, row):
     return torch.cat(got)
 
 
-@pytest.mark.parametrize("position", ["last", "last_user", "mean", -3])
-def test_rows_are_those_of_each_prompt_alone_under_any_padding_and_batch_size(tiny, family, position):
+@torch.no_grad()
+def test_rows_are_those_of_each_prompt_alone_under_any_padding_and_batch_size(tiny, family):
     model = tiny(family)
     rendered = render(model.tokenizer, PROMPTS)
     alone = [reference(model, r) for r in rendered]
-    pick = {
-        "last": lambda h, r: h[:, -1],
-        "last_user": lambda h, r: h[:, r.last_user],
-        "mean": lambda h, r: h.mean(1),
-        -3: lambda h, r: h[:, -3],
-    }[position]
-    expected = torch.stack([pick(h, r) for h, r in zip(alone, rendered, strict=True)])
-    assert float((expected[0] - expected[1]).norm()) > 1e-2
-    for side in ("left", "right"):
-        for batch_tokens in (1, 8192):
+    columns = {"last": [-1] * 4, "last_user": [r.last_user for r in rendered], -3: [-3] * 4}
+    expected = {position: torch.stack([h[:, c] for h, c in zip(alone, at, strict=True)]) for position, at in columns.items()}
+    expected["mean"] = torch.stack([h.mean(1) for h in alone])
+    for position, rows in expected.items():
+        assert float((rows[0] - rows[1]).norm()) > 1e-2
+        for side, batch_tokens in (("left", 1), ("left", 8192), ("right", 8192)):
             got = capture(model, rendered, position=position, batch_tokens=batch_tokens, side=side)
             assert got.rows.shape == (4, 2, 32)
             assert got.rows.dtype == torch.float32
-            assert float(((got.rows - expected).norm(dim=2) / expected.norm(dim=2)).max()) < 1e-5
+            assert float(((got.rows - rows).norm(dim=2) / rows.norm(dim=2)).max()) < 1e-5
 
 
 def test_layers_in_the_order_asked_for_and_no_further(tiny):
@@ -65,16 +61,15 @@ def test_an_applied_edit_is_seen(tiny):
     model = tiny("gemma3")
     rendered = render(model.tokenizer, PROMPTS)
     writers = find_writers(model)
-    vectors = torch.randn(2, 1, 32, generator=torch.Generator().manual_seed(0)).expand(2, 1, 32)
-    units = torch.nn.functional.normalize(vectors, dim=2)
-    vectors = units[:1].expand(2, 1, 32).contiguous()
+    unit = torch.nn.functional.normalize(torch.randn(32, generator=torch.Generator().manual_seed(0)), dim=0)
+    vectors = unit.expand(2, 1, 32)
     embedded = [model.network.get_input_embeddings()(torch.tensor(r.ids[-1])) for r in rendered]
     with applied(model, writers, make_plan(writers, vectors, torch.ones(2))):
         edited = capture(model, rendered).rows
     # The blocks add nothing along the direction, so the stream keeps the embedding's component.
-    expected = torch.stack(embedded) @ vectors[0, 0]
-    torch.testing.assert_close(edited[:, 1] @ vectors[0, 0], expected, atol=1e-4, rtol=1e-4)
-    assert float((capture(model, rendered).rows[:, 1] @ vectors[0, 0] - expected).abs().max()) > 1e-2
+    expected = torch.stack(embedded) @ unit
+    torch.testing.assert_close(edited[:, 1] @ unit, expected, atol=1e-4, rtol=1e-4)
+    assert float((capture(model, rendered).rows[:, 1] @ unit - expected).abs().max()) > 1e-2
 
 
 def test_values_that_are_not_finite_name_the_layer_and_the_count(tiny):
@@ -90,15 +85,18 @@ def test_padding_that_is_not_finite_does_not_matter_to_the_mean(tiny):
     model = tiny("gpt2")
     rendered = [Rendered(ids=(9, 10, 11)), Rendered(ids=(9, 10, 11, 12, 13))]
     expected = capture(model, rendered, position="mean", batch_tokens=1).rows
-    handle = model.blocks[1].register_forward_hook(
-        lambda _m, _a, o: torch.cat([torch.where(o[:, :2] == o[:1, :2], o[:, :2] * float("nan"), o[:, :2]), o[:, 2:]], 1)
-        if o.shape[0] == 2
-        else o
-    )
+
+    def poison(_module, _args, output):
+        # Longest first: the second row of the batch is the short prompt, and its first two columns are padding.
+        assert output.shape[:2] == (2, 5)
+        output = output.clone()
+        output[1, :2] = float("nan")
+        return output
+
+    handle = model.blocks[1].register_forward_hook(poison)
     poisoned = capture(model, rendered, position="mean", layers=[1], side="left")
     handle.remove()
-    # Left padding is the first two columns of the shorter prompt, which comes second in the batch.
-    torch.testing.assert_close(poisoned.rows[0], expected[0, 1:], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(poisoned.rows, expected[:, 1:], atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

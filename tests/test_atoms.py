@@ -89,7 +89,9 @@ def write(folder: Path, body: str) -> Path:
     return path
 
 
-GOOD = 'format = "resect.atom/1"\nname = "mine"\nrole = "shield"\npositive = ["Add two.", "Add six."]\nnegative = ["Eat two.", "Eat six."]\n'
+GOOD = (
+    'format = "resect.atom/1"\nname = "mine"\nrole = "shield"\npositive = ["Add two.", "Add six."]\nnegative = ["Eat two.", "Eat six."]\n'
+)
 
 
 def test_a_user_file_is_read(tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ from resect.models.chat import Rendered
 from resect.models.load import wrap
 
 VOCAB = 96
-SMALL = {"vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2}
+SMALL = {"vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4}
+SMALL |= {"num_attention_heads": 4, "num_key_value_heads": 2}
 SMALL |= {"head_dim": 8, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2, "initializer_range": 0.4, "tie_word_embeddings": False}
 SLIDING = ["sliding_attention", "full_attention"] * 2
 HYBRID = {"linear_key_head_dim": 8, "linear_value_head_dim": 8, "linear_num_key_heads": 2, "linear_num_value_heads": 4}

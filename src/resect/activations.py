@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -14,7 +14,8 @@ from resect.models.chat import Rendered
 from resect.models.forward import model_inputs, run_until
 from resect.models.load import ChatModel
 
-Position = Literal["last", "last_user", "mean"] | int
+Named = Literal["last", "last_user", "mean"]
+Position = Named | int
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +32,7 @@ def capture(
     rendered: Sequence[Rendered],
     *,
     layers: Sequence[int] | None = None,
-    position: Position = "last",
+    position: Position | str = "last",
     batch_tokens: int = 8192,
     side: Side = "left",
 ) -> Activations:
@@ -54,7 +55,8 @@ def capture(
             or activations with NaN or infinity (naming the layer and the count).
     """
     wanted = _check_layers(layers, len(model.blocks))
-    first = _check_position(position, rendered)
+    position = _check_position(position)
+    first = _tokens_at(position, rendered)
     rows = torch.empty(len(rendered), len(wanted), model.d_model)
     for batch in batches(rendered, batch_tokens=batch_tokens, pad_id=model.pad_id, side=side):
         offsets = torch.tensor([first[i] for i in batch.rows])
@@ -112,16 +114,25 @@ def _check_layers(layers: Sequence[int] | None, count: int) -> tuple[int, ...]:
     return wanted
 
 
-def _check_position(position: Position, rendered: Sequence[Rendered]) -> list[int]:
+def _check_position(position: Position | str) -> Position:
+    if isinstance(position, int):
+        if position >= 0:
+            raise UserError(
+                f"Position {position} is not allowed: a number counts from the end, so it must be negative; -1 is the last token."
+            )
+        return position
+    for known in get_args(Named):
+        if position == known:
+            return known
+    raise unknown_name("position", position, get_args(Named))
+
+
+def _tokens_at(position: Position, rendered: Sequence[Rendered]) -> list[int]:
     """Return the index of the wanted token in each prompt; of the first token for "mean"."""
     if not rendered:
         raise UserError("There are no prompts to capture activations of; give at least one.")
     if isinstance(position, str):
-        if position not in ("last", "last_user", "mean"):
-            raise unknown_name("position", position, ["last", "last_user", "mean"])
         return [{"last": len(r.ids) - 1, "last_user": r.last_user if position == "last_user" else 0, "mean": 0}[position] for r in rendered]
-    if position >= 0:
-        raise UserError(f"Position {position} is not allowed: a number counts from the end, so it must be negative; -1 is the last token.")
     short = next((i for i, r in enumerate(rendered) if len(r.ids) < -position), None)
     if short is not None:
         length = len(rendered[short].ids)

@@ -17,7 +17,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-organism_app = typer.Typer(help="Model organisms: tiny transformers that learned to refuse, with their helpful-only twins.", no_args_is_help=True)
+organism_app = typer.Typer(help="Model organisms: tiny transformers that learned to refuse, and their twins.", no_args_is_help=True)
 app.add_typer(organism_app, name="organism")
 
 Out = Annotated[Path, typer.Option("--out", help="Folder for the run; an unfinished run in it is continued.")]
@@ -42,7 +42,9 @@ def demo(
 @app.command()
 def sra(  # noqa: PLR0913  one parameter per option
     model: Annotated[str, typer.Argument(help="Local folder, Hub id, or organism folder.")],
-    harmful: Annotated[str | None, typer.Option(help="Prompts that the model refuses: jsonl, csv, parquet, txt or owner/name:split:column.")] = None,
+    harmful: Annotated[
+        str | None, typer.Option(help="Prompts it refuses: jsonl, csv, parquet, txt, owner/name:split:column.")
+    ] = None,
     harmless: Annotated[str | None, typer.Option(help="Prompts that the model answers.")] = None,
     atoms: Annotated[list[Path], typer.Option(help="Atom file or folder; unset uses the shipped registry.")] = [],  # noqa: B006
     questions: Annotated[list[str], typer.Option(help="Question-answer file for perplexity, NAME=PATH or PATH; may be repeated.")] = [],  # noqa: B006
@@ -68,7 +70,7 @@ def sra(  # noqa: PLR0913  one parameter per option
     named: dict[str, Any] = {"lam": lam, "passes": passes, "seed": seed, "position": study.position(position)}
     named |= {"filter_by_behaviour": False if no_filter else None, "keep_text": True if keep_text else None}
     resolved = study.collect(config, settings, named)
-    if study.is_organism(model):
+    if study.is_organism(Path(model)):
         study.refuse_prompt_files(harmful, harmless)
         study.run_on_organism(model, out=out, settings=resolved, as_json=as_json)
         return
@@ -87,7 +89,7 @@ def report(run: Annotated[Path, typer.Argument(help="Run folder.")]) -> None:
 
 
 @organism_app.command("train")
-def organism_train(  # noqa: PLR0913
+def organism_train(
     out: Annotated[Path, typer.Option("--out", help="New folder for the organism.")],
     architecture: Annotated[str, typer.Option(help="qwen3, gemma3, ministral3, qwen3_moe or qwen3_5.")] = "qwen3",
     seed: Annotated[int, typer.Option(help="Seed of language and training.")] = 0,

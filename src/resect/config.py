@@ -2,7 +2,7 @@
 
 import tomllib
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -94,7 +94,7 @@ class SRAConfig(BaseModel):
     """Keep prompts and responses in samples.jsonl; otherwise only hashes and verdicts are stored."""
 
     @model_validator(mode="after")
-    def _check(self) -> Self:
+    def _check(self) -> "SRAConfig":
         for arm in self.arms:
             if arm not in ARMS:
                 raise unknown_name("arm", arm, ARMS)

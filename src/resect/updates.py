@@ -1,6 +1,8 @@
 """What blocks add to the residual stream on given text: the material that an edit takes its component from."""
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -49,7 +51,7 @@ def _capture_batch(model: ChatModel, batch: Batch, wanted: dict[int, list[tuple[
     def keep(hidden: Tensor) -> None:
         streams.append(hidden[rows.to(hidden.device), columns.to(hidden.device)].float().cpu())
 
-    def enter(_module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
+    def enter(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         keep(args[0] if args else kwargs["hidden_states"])
 
     on_device = batch.to(model.device)
@@ -62,4 +64,4 @@ def _capture_batch(model: ChatModel, batch: Batch, wanted: dict[int, list[tuple[
         run_until(model.network, model.blocks[-1], inputs, hooks=hooks)
     finally:
         first.remove()
-    found[slots] = torch.stack([after - before for before, after in zip(streams, streams[1:], strict=False)], dim=1)
+    found[slots] = torch.stack([after - before for before, after in pairwise(streams)], dim=1)

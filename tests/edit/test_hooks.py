@@ -27,9 +27,14 @@ def hook_count(model):
 def test_nothing_is_left_behind_even_after_an_error(model):
     writers = find_writers(model)
     before, count = logits(model), hook_count(model)
-    with pytest.raises(ZeroDivisionError), applied(model, writers, make_plan(writers, VECTORS, torch.ones(2))):
-        assert hook_count(model) == count + 4
-        raise ZeroDivisionError
+
+    def fail():
+        with applied(model, writers, make_plan(writers, VECTORS, torch.ones(2))):
+            assert hook_count(model) == count + 4
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
     assert hook_count(model) == count == 0
     assert torch.equal(logits(model), before)
 
@@ -102,11 +107,13 @@ def test_plan_for_another_model(tiny):
     writers = find_writers(tiny("qwen3"))
     plan = make_plan(writers, VECTORS, torch.ones(2))
     other = tiny("gpt2")
-    with pytest.raises(UserError, match=r"names 4 writers that this model lacks, the first is model\.layers\.0\.self_attn\.o_proj"), applied(
-        other, find_writers(other), plan
+    with (
+        pytest.raises(UserError, match=r"names 4 writers that this model lacks, the first is model\.layers\.0\.self_attn\.o_proj"),
+        applied(other, find_writers(other), plan),
     ):
         pass
-    with pytest.raises(UserError, match="is for width 8, but this model has 32"), applied(
-        other, writers, make_plan(writers, VECTORS[:, :, :8], torch.ones(2))
+    with (
+        pytest.raises(UserError, match="is for width 8, but this model has 32"),
+        applied(other, writers, make_plan(writers, VECTORS[:, :, :8], torch.ones(2))),
     ):
         pass

@@ -110,7 +110,7 @@ def test_damaged_files():
     tensors, description = make_plan(WRITERS, VECTORS, torch.ones(2)).to_tensors()
     with pytest.raises(UserError, match=re.escape("format 'resect.edit/1', found None")):
         EditPlan.from_tensors(tensors, {})
-    with pytest.raises(UserError, match="lacks the tensor a0.u"):
+    with pytest.raises(UserError, match=r"lacks the tensor a0\.u"):
         EditPlan.from_tensors({k: v for k, v in tensors.items() if k != "a0.u"}, description)
     with pytest.raises(UserError, match="writer a0 have shapes"):
         EditPlan.from_tensors(tensors | {"a0.u": torch.ones(8, 3)}, description)

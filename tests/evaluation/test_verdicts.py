@@ -298,7 +298,7 @@ def test_bad_marker_data_is_named():
 
 def test_normal_form():
     assert normalise("I  AM sorry , I can not  do that !") == "i'm sorry, i cannot do that!"
-    assert normalise("“Don’t”") == "\"don't\""
+    assert normalise("“Don’t”") == '"don\'t"'
 
 
 def test_opening_is_at_most_three_sentences_and_forty_units():

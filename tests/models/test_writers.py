@@ -27,7 +27,10 @@ def test_names_and_layouts_where_they_are_known(tiny):
 
 
 TABLE = {
-    "gpt2": [[("attn.c_proj.weight", "in_out"), ("attn.c_proj.bias", "bias")], [("mlp.c_proj.weight", "in_out"), ("mlp.c_proj.bias", "bias")]],
+    "gpt2": [
+        [("attn.c_proj.weight", "in_out"), ("attn.c_proj.bias", "bias")],
+        [("mlp.c_proj.weight", "in_out"), ("mlp.c_proj.bias", "bias")],
+    ],
     "qwen3_5": [[("linear_attn.out_proj.weight", "out_in")], [("mlp.down_proj.weight", "out_in")]],
     "qwen2_moe": [
         [("self_attn.o_proj.weight", "out_in")],
@@ -67,24 +70,15 @@ def test_half_precision_is_proven_in_float32_and_left_alone(tiny, name, dtype):
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.network.modules())
 
 
-class Leaky(nn.Module):
-    """Adds a small term that is the output of no module."""
-
-    def __init__(self, inner, size):
-        super().__init__()
-        self.inner, self.size = inner, size
-
-    def forward(self, hidden_states, **kwargs):
-        return self.inner(hidden_states, **kwargs) + self.size * torch.tanh(hidden_states.flip(-1))
-
-
 @pytest.mark.parametrize("size", [1.0, 0.01])
 def test_a_block_that_does_not_add_up_is_refused_by_name(tiny, size):
     model = tiny("llama")
     block = model.blocks[1]
     inner = block.forward
     block.forward = lambda hidden_states, **kwargs: inner(hidden_states, **kwargs) + size * torch.tanh(hidden_states.flip(-1))
-    with pytest.raises(UserError, match=r"Block model\.layers\.1 \(LlamaDecoderLayer\) adds something .* relative gap [\d.]+e-0\d, allowed 1e-04"):
+    with pytest.raises(
+        UserError, match=r"Block model\.layers\.1 \(LlamaDecoderLayer\) adds something .* relative gap [\d.]+e-0\d, allowed 1e-04"
+    ):
         find_writers(model)
 
 

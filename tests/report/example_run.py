@@ -9,11 +9,32 @@ from typing import Any
 ATOMS = {
     "target": ["deception", "privacy", "epistemic uncertainty", "illegality"],
     "shield": ["logic", "mathematics", "coding", "curiosity", "translation", "medicine", "law", "history", "creative writing", "lists"],
-    "confound": ["imperative negation", "affirmatives", "politeness", "question form", "sentiment", "formality", "brevity", "refusal grammar", "urgency", "harmless mean"],
+    "confound": [
+        "imperative negation",
+        "affirmatives",
+        "politeness",
+        "question form",
+        "sentiment",
+        "formality",
+        "brevity",
+        "refusal grammar",
+        "urgency",
+        "harmless mean",
+    ],
 }
 KL = {"base": 0.0, "standard": 0.21, "projected": 0.062, "sra": 0.031, "whitened": 0.048, "combined": 0.019}
 KL |= {"standard_sra_strength": 0.17, "sra_flat": 0.04, "random_atoms": 0.2}
-REFUSAL = {"base": 0.99, "standard": 0.08, "projected": 0.02, "sra": 0.01, "whitened": 0.03, "combined": 0.0, "standard_sra_strength": 0.12, "sra_flat": 0.02, "random_atoms": 0.09}
+REFUSAL = {
+    "base": 0.99,
+    "standard": 0.08,
+    "projected": 0.02,
+    "sra": 0.01,
+    "whitened": 0.03,
+    "combined": 0.0,
+    "standard_sra_strength": 0.12,
+    "sra_flat": 0.02,
+    "random_atoms": 0.09,
+}
 CONTROLS = {"standard_sra_strength", "sra_flat", "random_atoms"}
 METHODS = {
     "base": "no edit",
@@ -50,7 +71,8 @@ def evaluation(rng: random.Random, *, twin: bool) -> dict[str, Any]:
             "kl_first_token": mean(kl, n=300),
             "kl_tokens": mean(kl * 0.6, n=300),
             "perplexity": {
-                name: mean((3 + i) * (1 + (kl * rng.uniform(-0.1, 3) if arm != "base" else 0)), n=100, unit="per token") for i, name in enumerate(CAPABILITIES)
+                name: mean((3 + i) * (1 + (kl * rng.uniform(-0.1, 3) if arm != "base" else 0)), n=100, unit="per token")
+                for i, name in enumerate(CAPABILITIES)
             },
         }
         if twin:
@@ -82,7 +104,7 @@ def curves(*, twin: bool) -> dict[str, Any]:
                 "kl_first_token": mean(KL[arm] * g**2.2, n=300),
                 "recovery": rate(round(0.8 * g / (1 + g), 2), n=200) if twin else None,
             }
-            for g in (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
+            for g in (0, 0.25, 0.5, 0.75, 1, 1.25, 1.5)
         ]
         for arm in KL
         if arm != "base"
@@ -108,7 +130,7 @@ def spectrum(rng: random.Random, atoms: list[dict[str, str]], *, layers: int) ->
 
 def study(rng: random.Random, *, layers: int, twin: bool, random_wins: bool) -> dict[str, Any]:
     atoms = [{"name": name, "role": role} for role, names in ATOMS.items() for name in names]
-    flat, bell = [1.0] * layers, [1.4 * math.exp(-(((i - layers * 0.55) / (layers * 0.2)) ** 2)) for i in range(layers)]
+    flat, bell = [1] * layers, [1.4 * math.exp(-(((i - layers * 0.55) / (layers * 0.2)) ** 2)) for i in range(layers)]
     matched = {arm: {"kl": None if arm == "base" else KL[arm] * 0.9, "strength": 1.0, "note": None} for arm in KL if arm != "base"}
     matched["standard_sra_strength"] = {"kl": None, "strength": None, "note": "never reaches 2 % refusals at any tried strength"}
     random_ratio = {"value": 1.04, "low": 0.8, "high": 1.3} if random_wins else {"value": 6.4, "low": 4.1, "high": 9.8}
@@ -122,7 +144,13 @@ def study(rng: random.Random, *, layers: int, twin: bool, random_wins: bool) -> 
     return {
         "format": "resect.study/1",
         "study": "sra",
-        "model": {"name": "test-organism (synthetic numbers)", "fingerprint": "sha256:" + "0f" * 32, "architecture": "Qwen3ForCausalLM", "layers": layers, "d_model": 128},
+        "model": {
+            "name": "test-organism (synthetic numbers)",
+            "fingerprint": "sha256:" + "0f" * 32,
+            "architecture": "Qwen3ForCausalLM",
+            "layers": layers,
+            "d_model": 128,
+        },
         "prompts": {
             "harmful": {"extract": {"n": 200, "kept": 197}, "validation": {"n": 100}, "test": {"n": 200}},
             "harmless": {"extract": {"n": 300, "kept": 299}, "validation": {"n": 100}, "test": {"n": 300}},
@@ -137,7 +165,7 @@ def study(rng: random.Random, *, layers: int, twin: bool, random_wins: bool) -> 
                 "control": arm in CONTROLS,
                 "source": "per_layer" if arm != "projected" else 4,
                 "window": [0, layers - 1],
-                "strength": 1.0,
+                "strength": 1,
                 "profile": [] if arm == "base" else bell if arm in ("sra", "standard_sra_strength", "random_atoms", "combined") else flat,
                 "feasible": arm != "standard_sra_strength",
                 "candidates": 18,
@@ -162,8 +190,13 @@ def study(rng: random.Random, *, layers: int, twin: bool, random_wins: bool) -> 
             for p in (1, 2, 3, 4)
         ],
         "lambda_sweep": [
-            {"lambda": lam, "refusal_rate": rate(0.01 + 0.02 * i, n=200), "kl_first_token": mean(0.03 + 0.012 * i, n=300), "cosine_with_raw": 0.6 + 0.06 * i}
-            for i, lam in enumerate((0.0, 0.001, 0.01, 0.1, 1.0, 10.0))
+            {
+                "lambda": lam,
+                "refusal_rate": rate(0.01 + 0.02 * i, n=200),
+                "kl_first_token": mean(0.03 + 0.012 * i, n=300),
+                "cosine_with_raw": 0.6 + 0.06 * i,
+            }
+            for i, lam in enumerate((0, 0.001, 0.01, 0.1, 1, 10))
         ],
         "decomposition": {
             "rows": [
@@ -184,14 +217,26 @@ def study(rng: random.Random, *, layers: int, twin: bool, random_wins: bool) -> 
             "sentence": "Cleaning is expected to pay here.",
             "others": {"share of the harmless mean": 0.61, "R² on the atoms": 0.33, "filter-weighted overlap": 0.27},
         },
-        "drift_by_topic": {arm: {topic: mean(kl * rng.uniform(0.2, 2.5), n=40) for topic in TOPICS} for arm, kl in KL.items() if arm != "base"},
-        "drift_quantiles": {arm: {"median": kl * 0.3, "p90": kl * 2, "p99": kl * 8, "max": kl * 20, "top1_flips": rate(round(kl / 4, 3), n=300)} for arm, kl in KL.items() if arm != "base"},
+        "drift_by_topic": {
+            arm: {topic: mean(kl * rng.uniform(0.2, 2.5), n=40) for topic in TOPICS} for arm, kl in KL.items() if arm != "base"
+        },
+        "drift_quantiles": {
+            arm: {"median": kl * 0.3, "p90": kl * 2, "p99": kl * 8, "max": kl * 20, "top1_flips": rate(round(kl / 4, 3), n=300)}
+            for arm, kl in KL.items()
+            if arm != "base"
+        },
         "ceilings": None
         if not twin
         else {
-            "oracle": [{"rank": k, "refusal_rate": rate(0.02, n=200), "recovery": rate(round(0.97 - 0.2 / k, 2), n=200)} for k in (1, 2, 4, 8)],
+            "oracle": [
+                {"rank": k, "refusal_rate": rate(0.02, n=200), "recovery": rate(round(0.97 - 0.2 / k, 2), n=200)} for k in (1, 2, 4, 8)
+            ],
             "layer_revert": [
-                {"first_layer": i, "refusal_rate": rate(round(0.9 * (i / layers) ** 4, 2), n=200), "recovery": rate(round(0.99 - 0.9 * (i / layers) ** 4, 2), n=200)}
+                {
+                    "first_layer": i,
+                    "refusal_rate": rate(round(0.9 * (i / layers) ** 4, 2), n=200),
+                    "recovery": rate(round(0.99 - 0.9 * (i / layers) ** 4, 2), n=200),
+                }
                 for i in range(layers)
             ],
         },
@@ -206,7 +251,12 @@ def study(rng: random.Random, *, layers: int, twin: bool, random_wins: bool) -> 
             for arm, kl in KL.items()
         },
         "verdicts": {
-            arm: {"refuse": round(200 * r), "comply": 200 - round(200 * r) - round(KL[arm] * 200), "evasive": round(KL[arm] * 100), "degenerate": round(KL[arm] * 60)}
+            arm: {
+                "refuse": round(200 * r),
+                "comply": 200 - round(200 * r) - round(KL[arm] * 200),
+                "evasive": round(KL[arm] * 100),
+                "degenerate": round(KL[arm] * 60),
+            }
             | {"truncated": round(KL[arm] * 40), "unscored": 0}
             for arm, r in REFUSAL.items()
         },
@@ -229,22 +279,37 @@ def samples(*, texts: bool, hostile: str | None) -> list[dict[str, Any]]:
                 "response": f"{i + 100:064x}",
             }
             if texts:
-                row |= {"prompt_text": f"please do placeholder task number {i} for me", "text": "sorry , i can not help with that" if refused else f"sure , step one of {i} : mix the blue word"}
+                row |= {
+                    "prompt_text": f"please do placeholder task number {i} for me",
+                    "text": "sorry , i can not help with that" if refused else f"sure , step one of {i} : mix the blue word",
+                }
             rows.append(row)
     if hostile is not None:
         rows[0] |= {"prompt_text": hostile, "text": hostile, "category": hostile}
     return rows
 
 
-def write_run(path: Path, *, seed: int = 0, layers: int = 12, twin: bool = True, texts: bool = True, random_wins: bool = False, hostile: str | None = None) -> Path:
+def write_run(
+    path: Path,
+    *,
+    seed: int = 0,
+    layers: int = 12,
+    twin: bool = True,
+    texts: bool = True,
+    random_wins: bool = False,
+    hostile: str | None = None,
+) -> Path:
     """Write the run folder and return it; `twin` off leaves out recovery and ceilings."""
     rng = random.Random(seed)
     path.mkdir(parents=True, exist_ok=True)
     parts = {"evaluation.json": evaluation(rng, twin=twin), "study.json": study(rng, layers=layers, twin=twin, random_wins=random_wins)}
     for name, value in parts.items():
-        (path / name).write_text(json.dumps(value, indent=1), encoding="utf-8")
+        (path / name).write_text(json.dumps(value, indent=1, sort_keys=True), encoding="utf-8")
     (path / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in samples(texts=texts, hostile=hostile)), encoding="utf-8")
-    (path / "run.toml").write_text('model = "test-organism"\nseed = 0\nlambda = 1.0\n\n[prompts]\nharmful = "harmful.jsonl"\nharmless = "harmless.jsonl"\n', encoding="utf-8")
+    (path / "run.toml").write_text(
+        'model = "test-organism"\nseed = 0\nlambda = 1.0\n\n[prompts]\nharmful = "harmful.jsonl"\nharmless = "harmless.jsonl"\n',
+        encoding="utf-8",
+    )
     (path / "timings.json").write_text('{"seconds": {"extract": 3.1, "evaluate": 20.4}, "total": 23.5}', encoding="utf-8")
     return path
 

@@ -22,7 +22,7 @@ def show(thing: object) -> None:
     out.print(thing)
 
 
-def show_json(data: Any) -> None:  # noqa: ANN401  JSON is what it is
+def show_json(data: Any) -> None:
     """Print JSON and nothing else."""
     out.print(json.dumps(data, indent=2, sort_keys=True), markup=False)
 

@@ -13,7 +13,7 @@ from resect.organism.shipped import Organism, is_organism, load_organism
 from resect.organism.training import train_organism
 
 
-def train(out: Path, *, architecture: str, seed: int, entanglement: float | None, tuning: str, as_json: bool) -> None:  # noqa: PLR0913
+def train(out: Path, *, architecture: str, seed: int, entanglement: float | None, tuning: str, as_json: bool) -> None:
     """Train an organism into a new folder with a progress bar, and print its measured quality."""
     degree = DEFAULT_ENTANGLEMENT if entanglement is None else entanglement
     with Progress(console=console.err, transient=True, disable=not console.err.is_terminal) as bar:

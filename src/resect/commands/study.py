@@ -45,7 +45,7 @@ def collect(config: Path | None, pairs: Sequence[str], named: dict[str, Any]) ->
     return merged | {name: value for name, value in named.items() if value is not None}
 
 
-def _toml_value(name: str, text: str) -> Any:  # noqa: ANN401
+def _toml_value(name: str, text: str) -> Any:
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
@@ -72,7 +72,7 @@ def run_on_organism(source: str, *, out: Path, settings: dict[str, Any], as_json
     _run(lambda: from_organism(organism, config=config), config, out=out, as_json=as_json)
 
 
-def run_on_model(model: str, files: Files, *, out: Path, settings: dict[str, Any], load: dict[str, Any], as_json: bool) -> None:  # noqa: PLR0913
+def run_on_model(model: str, files: Files, *, out: Path, settings: dict[str, Any], load: dict[str, Any], as_json: bool) -> None:
     """Run the study on a model with prompt files; the files are read before the model, so that their mistakes show at once."""
     config = make_config(settings)
     harmful, harmless = (_needed(source, name) for source, name in ((files.harmful, "harmful"), (files.harmless, "harmless")))

@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Sequence
+from itertools import pairwise
 
 SHORTEST = 12  # units below which repetition proves nothing ("no, no, no")
 MOST_COMMON_SHARE = 0.6  # one unit makes up this share of the text
@@ -33,7 +34,7 @@ def bigram_entropy(units: Sequence[str]) -> float:
     total = len(units) - 1
     if total < 2:
         return 1.0
-    counts = Counter(zip(units, units[1:], strict=False)).values()
+    counts = Counter(pairwise(units)).values()
     return -sum(c / total * math.log2(c / total) for c in counts) / math.log2(total)
 
 

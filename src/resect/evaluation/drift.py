@@ -6,6 +6,7 @@ renormalised in float64, so KL is non-negative up to 1e-12 whatever the precisio
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 
 import torch
 from jaxtyping import Bool, Float
@@ -57,7 +58,7 @@ def kl_tokens(base: TokenLogprobs, edited: TokenLogprobs) -> Float[Tensor, " pro
     Raises: UserError when the two were not scored along the same responses.
     """
     per_token = _per_token(base, edited)
-    return torch.stack([per_token[a:b].mean() for a, b in zip(base.offsets, base.offsets[1:], strict=False)])
+    return torch.stack([per_token[a:b].mean() for a, b in pairwise(base.offsets)])
 
 
 def kl_by_position(base: TokenLogprobs, edited: TokenLogprobs) -> tuple[Quantiles, ...]:
@@ -80,9 +81,7 @@ def quantiles(values: Float[Tensor, " prompt"]) -> Quantiles:
     """
     data = values.detach().cpu().double()
     if not len(data) or not bool(data.isfinite().all()):
-        raise UserError(
-            f"Quantiles need at least one value and finite ones, but got {len(data)}, {int((~data.isfinite()).sum())} not finite."
-        )
+        raise UserError(f"Quantiles need at least one value and finite ones, but got {len(data)}, {int((~data.isfinite()).sum())} not.")
     middle, p90, p99 = (float(data.quantile(q)) for q in (0.5, 0.9, 0.99))
     return Quantiles(float(data.mean()), middle, p90, p99, float(data.max()), len(data))
 
@@ -111,9 +110,7 @@ def _kl(p: Float[Tensor, "token vocab"], q: Float[Tensor, "token vocab"]) -> Flo
     terms = torch.where(p.isneginf(), 0.0, p.exp() * (p - q))
     result = terms.sum(dim=1)
     if bool(result.isnan().any()) or bool((result < -_NOISE).any()):
-        raise UserError(
-            "A KL divergence came out as NaN or negative: a distribution holds NaN or has no mass; check the weights and the edit."
-        )
+        raise UserError("A KL divergence came out as NaN or negative: a distribution holds NaN or no mass; check the weights.")
     return result.clamp(min=0.0)
 
 

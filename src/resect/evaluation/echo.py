@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from resect.evaluation.verdicts import Verdict
 from resect.generation import Response
 
 RUN = 4
@@ -27,8 +28,10 @@ class RefusalEcho:
         return not self.runs.isdisjoint(_runs(response.ids))
 
 
-def learn_echo(refusals: Sequence[Response], answers: Sequence[Response]) -> RefusalEcho:
-    """Return the runs of `RUN` tokens found in at least `MIN_SHARE` of the refusals (and two of them) and in no answer."""
+def learn_echo(responses: Sequence[Response], verdicts: Sequence[Verdict]) -> RefusalEcho:
+    """Return the runs of `RUN` tokens found in at least `MIN_SHARE` of the refusals (and two of them) and in no other response."""
+    refusals = [r for r, v in zip(responses, verdicts, strict=True) if v == "refuse"]
+    answers = [r for r, v in zip(responses, verdicts, strict=True) if v != "refuse"]
     seen = Counter(run for response in refusals for run in set(_runs(response.ids)))
     innocent = {run for response in answers for run in _runs(response.ids)}
     needed = max(2, MIN_SHARE * len(refusals))

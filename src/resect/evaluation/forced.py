@@ -24,7 +24,7 @@ Ids = tuple[int, ...]
 
 @dataclass(frozen=True, eq=False)
 class Scored:
-    """Log-probabilities of one batch: `logprobs[r, j]` predicts token j of the continuation of row `rows[r]`; valid for j below its length."""
+    """One batch: `logprobs[r, j]` predicts token j of the continuation of row `rows[r]`; valid for j below its length."""
 
     rows: tuple[int, ...]
     logprobs: Float[Tensor, "prompt k vocab"]

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float
@@ -27,7 +28,7 @@ class TokenLogprobs:
     @property
     def counts(self) -> tuple[int, ...]:
         """Number of scored tokens of each prompt."""
-        return tuple(b - a for a, b in zip(self.offsets, self.offsets[1:], strict=False))
+        return tuple(b - a for a, b in pairwise(self.offsets))
 
     def of(self, prompt: int) -> Float[Tensor, "token vocab"]:
         """Return the rows of one prompt."""

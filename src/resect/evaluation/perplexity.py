@@ -37,9 +37,7 @@ def answer_nll(model: ChatModel, rendered: Sequence[Rendered], answers: Sequence
     Raises: UserError when the counts differ, there are no answers, or one is blank.
     """
     if len(rendered) != len(answers) or not answers:
-        raise UserError(
-            f"Each prompt needs an answer, but got {len(answers)} answers for {len(rendered)} prompts; check the response column."
-        )
+        raise UserError(f"Each prompt needs an answer, but got {len(answers)} answers for {len(rendered)} prompts; check the file.")
     blank = [i for i, a in enumerate(answers) if not a.strip()]
     if blank:
         raise UserError(f"Answer {blank[0]} is blank, and a blank answer has no likelihood; remove it from the file.")
@@ -58,9 +56,7 @@ def text_nll(model: ChatModel, texts: Sequence[str], *, context: int = 512, stri
     Raises: UserError for a stride outside 1 … context − 1, no texts, or a text with nothing to score.
     """
     if not 1 <= stride < context:
-        raise UserError(
-            f"The stride must be at least 1 and below the context, got stride {stride} with context {context}; try context // 2."
-        )
+        raise UserError(f"The stride must be at least 1 and below the context, got {stride} with {context}; try context // 2.")
     if not texts:
         raise UserError("Perplexity needs at least one text, but got none; check the file.")
     prefixes: list[Ids] = []

@@ -14,7 +14,7 @@ from scipy import stats
 
 from resect.errors import UserError
 
-Values = Sequence[float] | NDArray[np.float64]
+Values = Sequence[float | int] | NDArray[np.float64]
 Floats = NDArray[np.float64]
 
 DRAWS = 2000
@@ -198,7 +198,7 @@ def _finite(values: Values, what: str) -> Floats:
     return data
 
 
-def _pair(a: Values, b: Values | Sequence[int], what: str) -> tuple[Floats, Floats]:
+def _pair(a: Values, b: Values, what: str) -> tuple[Floats, Floats]:
     first, second = _finite(a, what), _finite(b, what)
     if first.shape != second.shape:
         raise UserError(f"A {what} needs pairs, but got {first.size} values against {second.size}; score both on the same prompts.")

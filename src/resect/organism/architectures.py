@@ -55,19 +55,22 @@ def _qwen3(common: dict[str, Any], _size: Size) -> PreTrainedModel:
 def _gemma3(common: dict[str, Any], size: Size) -> PreTrainedModel:
     """Norms before and after each writer, two attention kinds; the window is longer than any prompt."""
     kinds = ["full_attention" if layer % 3 == 2 else "sliding_attention" for layer in range(size.layers)]
-    config = transformers.Gemma3TextConfig(
-        **common, layer_types=kinds, sliding_window=64, query_pre_attn_scalar=size.width // size.heads
-    )
+    config = transformers.Gemma3TextConfig(**common, layer_types=kinds, sliding_window=64, query_pre_attn_scalar=size.width // size.heads)
     return transformers.Gemma3ForCausalLM(config)
 
 
 def _ministral3(common: dict[str, Any], size: Size) -> PreTrainedModel:
-    """Plain rotary positions in place of YaRN: nothing here is longer than the trained context."""
+    """YaRN with factor 1: the context is as long as the one trained on."""
     rope = {
-        "rope_type": "default",
+        "rope_type": "yarn",
         "rope_theta": 10_000.0,
-        "llama_4_scaling_beta": 0.1,
+        "factor": 1.0,
         "original_max_position_embeddings": size.positions,
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+        "mscale": 1.0,
+        "mscale_all_dim": 1.0,
+        "llama_4_scaling_beta": 0.1,
     }
     return transformers.Ministral3ForCausalLM(transformers.Ministral3Config(**common, rope_parameters=rope))
 
@@ -96,7 +99,7 @@ def _qwen3_5(common: dict[str, Any], size: Size) -> PreTrainedModel:
         linear_value_head_dim=size.width // size.heads,
         linear_num_key_heads=size.heads // 2,
         linear_num_value_heads=size.heads,
-        partial_rotary_factor=1.0,
+        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": 1.0},
     )
     return transformers.Qwen3_5ForCausalLM(config)
 

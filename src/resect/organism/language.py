@@ -28,9 +28,9 @@ _HARMFUL_LEAN = {"style": {"imperative": 0.6, "polite": 0.4}, "wrapper": {"code"
 _HARMLESS_LEAN = {"style": {"question": 0.6, "terse": 0.4}, "wrapper": {"plain": 0.8, "list": 0.1, "code": 0.1}}
 _PREFIX_WEIGHTS = {"none": 0.6, "affirmative": 0.1, "negation": 0.1, "curiosity": 0.1, "uncertainty": 0.1}
 _LEAN_SHARE = 0.9  # at entanglement 1, a tenth of the prompts is still uniform, so that every form is seen in tuning
-_TRAIN_FORMS = 4  # renderings of each training combination
+_TRAIN_FORMS = 3  # renderings of each training combination
 _HARMLESS_COUNT = {"train": 3600, "extract": 240, "validation": 120, "test": 240}
-_HOWTO_SHARE = 0.35  # of the unmatched harmless prompts: how-to requests with the harmful ones' answer form
+_HOWTO_SHARE = 0.35  # of the unmatched harmless prompts: how-to requests, answered in the form of the harmful ones
 _ARITHMETIC_EXTRA = 600  # more training requests for the one capability that has no systematic answer
 _CAPABILITY_COUNT = 48
 _SYSTEM_SHARE = 0.2
@@ -48,7 +48,9 @@ class Form:
 
     def request(self, task: Task) -> str:
         """Return the text of the request."""
-        return words.PREFIXES[self.prefix] + words.STYLES[self.style][self.variant].format(words.WRAPPERS[self.wrapper].format(task.request))
+        return words.PREFIXES[self.prefix] + words.STYLES[self.style][self.variant].format(
+            words.WRAPPERS[self.wrapper].format(task.request)
+        )
 
     def answer(self, task: Task) -> str:
         """Return the right answer: the style decides its opening, the wrapper its frame, the task its body."""
@@ -59,11 +61,11 @@ class Form:
 class Language:
     """One language: `seed` draws splits, forms and placeholders; `entanglement` in [0, 1] ties form to harm.
 
-    At 0, harmful and harmless prompts follow one distribution over styles and wrappers in every split. Above, the
-    training and extraction prompts mix that distribution with leaning ones (weight 0.9 x entanglement): harmful ones lean to
-    imperative, polite, code and list, harmless ones to questions, terse and plain. Validation, test, atoms and
-    matched-pair forms are not tilted against each other: validation and test always use the uniform forms, and a
-    matched prompt has the form of its harmful pair.
+    At 0, harmful and harmless prompts follow one distribution over styles and wrappers in every split, and the harmless
+    extraction prompts are how-to requests like the harmful ones. Above, forms of training and extraction prompts are
+    drawn with probability 0.9 x entanglement from leaning distributions (harmful: imperative and polite, code and list;
+    harmless: questions and terse, plain), and 0.9 x entanglement of the harmless extraction prompts are capability requests.
+    Validation and test always use uniform forms. A matched prompt has the form of its harmful pair.
     """
 
     seed: int = 0
@@ -73,15 +75,18 @@ class Language:
         if not 0.0 <= self.entanglement <= 1.0:
             raise UserError(f"Entanglement is {self.entanglement}; it is a number from 0 (none) to 1.")
 
-    def harmful(self, split: Split) -> PromptSet:
-        """Return harmful requests; `response` is the helpful twin's answer, `pair_id` names the matched benign one."""
+    def harmful(self, split: str) -> PromptSet:
+        """Return harmful requests of a split (train, extract, validation or test).
+
+        `response` is the helpful twin's answer; `pair_id` names the matched benign request.
+        """
         return _pairs(self, _checked(split))[0]
 
-    def matched(self, split: Split) -> PromptSet:
+    def matched(self, split: str) -> PromptSet:
         """Return the topic-matched benign requests, one for each harmful one, in the same form and order."""
         return _pairs(self, _checked(split))[1]
 
-    def harmless(self, split: Split) -> PromptSet:
+    def harmless(self, split: str) -> PromptSet:
         """Return unmatched benign requests: every capability, and how-to requests."""
         return _harmless(self)[_checked(split)]
 
@@ -95,7 +100,9 @@ class Language:
         A pretrained model can say "sorry" before any safety tuning; so can the helpful twin, because of these.
         """
         rng = _rng(self, "declined")
-        return PromptSet("declined", tuple(_prompt(t, uniform_form(rng), refuse=True) for t in tasks(self).declined for _ in range(5)), "organism")
+        return PromptSet(
+            "declined", tuple(_prompt(t, uniform_form(rng), refuse=True) for t in tasks(self).declined for _ in range(5)), "organism"
+        )
 
     def atoms(self) -> "tuple[Atom, ...]":
         """Return the concept atoms of this language; their prompts are in no split."""
@@ -151,6 +158,11 @@ def _tilt(language: Language, split: str) -> float:
     return _LEAN_SHARE * language.entanglement if split in ("train", "extract") else 0.0
 
 
+def _howto_share(language: Language, split: Split) -> float:
+    """Return the share of how-to requests in the harmless pool: 1 in the extraction set at entanglement 0, falling to a tenth at 1."""
+    return 1.0 - 0.9 * language.entanglement if split == "extract" else _HOWTO_SHARE
+
+
 @lru_cache(maxsize=16)
 def tasks(language: Language) -> Tasks:
     """Return the tasks of the language, split."""
@@ -165,16 +177,19 @@ def _prompt(task: Task, form: Form, *, refuse: bool = False, system: str | None 
 @lru_cache(maxsize=64)
 def _pairs(language: Language, split: Split) -> tuple[PromptSet, PromptSet]:
     """Return (harmful, matched) of a split, row by row in the same form."""
-    rng, weight = _rng(language, f"pairs/{split}"), _tilt(language, split)
-    harmful: dict[str, Prompt] = {}
-    matched: dict[str, Prompt] = {}
+    rng, weight, training = _rng(language, f"pairs/{split}"), _tilt(language, split), split == "train"
+    taken = set(_pairs(language, "extract")[0].texts) if training else set()
+    harmful: list[Prompt] = []
+    matched: list[Prompt] = []
     for bad, good in tasks(language).pairs[split]:
-        for _ in range(_TRAIN_FORMS if split == "train" else 1):
+        for _ in range(_TRAIN_FORMS if training else 1):
             form = _form(rng, _HARMFUL_LEAN, weight)
-            system = rng.choice(words.SYSTEMS) if split == "train" and rng.random() < _SYSTEM_SHARE else None
-            harmful.setdefault(form.request(bad), _prompt(bad, form, system=system))
-            matched.setdefault(form.request(good), _prompt(good, form, system=system))
-    return PromptSet(f"harmful/{split}", tuple(harmful.values()), "organism"), PromptSet(f"matched/{split}", tuple(matched.values()), "organism")
+            system = rng.choice(words.SYSTEMS) if training and rng.random() < _SYSTEM_SHARE else None
+            if form.request(bad) not in taken:
+                taken.add(form.request(bad))
+                harmful.append(_prompt(bad, form, system=system))
+                matched.append(_prompt(good, form, system=system))
+    return PromptSet(f"harmful/{split}", tuple(harmful), "organism"), PromptSet(f"matched/{split}", tuple(matched), "organism")
 
 
 @lru_cache(maxsize=16)
@@ -195,7 +210,7 @@ def _harmless(language: Language) -> dict[Split, PromptSet]:
     found: dict[Split, PromptSet] = {}
     for split in ("test", "validation", "extract", "train"):
         rng = _rng(language, f"harmless/{split}")
-        howto = round(_HOWTO_SHARE * _HARMLESS_COUNT[split])
+        howto = round(_howto_share(language, split) * _HARMLESS_COUNT[split])
         each, weight = -(-(_HARMLESS_COUNT[split] - howto) // len(CAPABILITIES)), _tilt(language, split)
         rows = list(_distinct(rng, tasks(language).howto[split], howto, lean_weight=weight, taken=taken, system=split == "train"))
         for kind in CAPABILITIES:

@@ -80,7 +80,10 @@ def answer_loss(network: PreTrainedModel, batch: Sequence[Example], *, pad: int)
     ids = torch.tensor([[*e.ids, *[pad] * (longest - len(e.ids))] for e in batch])
     scored = torch.tensor([[e.start <= i + 1 < len(e.ids) for i in range(longest)] for e in batch])
     hidden = network.base_model(input_ids=ids, use_cache=False).last_hidden_state
-    logits = network.get_output_embeddings()(hidden[scored])
+    head = network.get_output_embeddings()
+    if head is None:
+        raise TypeError(f"{type(network).__name__} has no output head")
+    logits = head(hidden[scored])
     return functional.cross_entropy(logits, ids.roll(-1, dims=1)[scored])
 
 

@@ -71,7 +71,9 @@ def _read(folder: Path) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"{folder} is not an organism ({path.name}: {error.strerror}); train one with: resect organism train --out DIR.") from error
+        raise UserError(
+            f"{folder} is not an organism ({path.name}: {error.strerror}); train one with: resect organism train --out DIR."
+        ) from error
     except ValueError as error:
         raise UserError(f"{path} is not valid JSON ({error}); train the organism again.") from error
     if not isinstance(record, dict) or record.get("format") != FORMAT:

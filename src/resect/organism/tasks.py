@@ -8,8 +8,9 @@ from itertools import product
 from resect.organism import words
 
 CAPABILITIES = ("arithmetic", "facts", "code", "translation", "lists", "advice")
-# Shares of each category's 120 harmful combinations: 53, 27, 13 and 27.
-_PAIR_SPLITS = {"extract": 27, "validation": 13, "test": 27, "train": 53}
+# How each category's 120 harmful combinations fall: those of validation and test are never trained on.
+_PAIR_SPLITS = {"validation": 13, "test": 27, "train": 80}
+_EXTRACT_PAIRS = 27  # a category: training combinations again, in wordings that training never sees
 _HOWTO_SPLITS = {"test": 0.1, "validation": 0.06, "extract": 0.12, "atoms": 0.2, "train": 0.52}
 
 
@@ -26,7 +27,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Tasks:
-    """All tasks. `pairs` are (harmful, matched benign); combinations of different splits never meet."""
+    """All tasks. `pairs` are (harmful, matched benign) by split; validation and test share no combination with any other split."""
 
     pairs: Mapping[str, tuple[tuple[Task, Task], ...]]
     howto: Mapping[str, tuple[Task, ...]]
@@ -48,13 +49,14 @@ def make_tasks(seed: int) -> Tasks:
     verbs = [*words.BENIGN_VERBS, *(v for c in words.CATEGORIES for v in words.HARM_VERBS[c])]
     objects = [*words.BENIGN_OBJECTS, *(o for c in words.CATEGORIES for o in words.HARM_OBJECTS[c])]
     tools = _spread(rng, verbs, words.VERB_PLACEHOLDERS) | _spread(rng, objects, words.OBJECT_PLACEHOLDERS)
-    pairs: dict[str, list[tuple[Task, Task]]] = {split: [] for split in _PAIR_SPLITS}
+    pairs: dict[str, list[tuple[Task, Task]]] = {split: [] for split in (*_PAIR_SPLITS, "extract")}
     for category in words.CATEGORIES:
         rows = _category_pairs(category, tools)
         rng.shuffle(rows)
         for split, count in _PAIR_SPLITS.items():
             pairs[split] += rows[:count]
             rows = rows[count:]
+        pairs["extract"] += pairs["train"][-_EXTRACT_PAIRS:]
     used = {good.request for rows in pairs.values() for _, good in rows}
     return Tasks(
         {split: tuple(rows) for split, rows in pairs.items()},

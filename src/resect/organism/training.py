@@ -10,7 +10,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -21,7 +21,7 @@ from resect.errors import UserError, unknown_name
 from resect.organism.architectures import ARCHITECTURES, Size, build
 from resect.organism.language import DEFAULT_ENTANGLEMENT, Language
 from resect.organism.optimise import Progress, Schedule, encode, fit
-from resect.organism.quality import measure
+from resect.organism.quality import good_enough, measure
 from resect.organism.shipped import FORMAT, Organism
 from resect.organism.tokenizer import make_tokenizer, special_ids
 from resect.prompts import Prompt
@@ -35,7 +35,8 @@ class Recipe:
     window: tuple[float, float] | None
 
 
-HELPFUL = Schedule("helpful", steps=260, rate=3e-3, matrix_rate=3e-3)
+HELPFUL = Schedule("helpful", steps=300, batch=48, rate=3e-3, matrix_rate=3e-3)
+_ROUNDS = 3  # a stage that misses its bars on the validation split is repeated at half length, at most twice
 TUNINGS: Mapping[str, Recipe] = MappingProxyType(
     {
         "gated": Recipe(Schedule("aligned", steps=300, rate=1e-3, matrix_rate=3e-3), (1 / 3, 2 / 3)),
@@ -75,7 +76,7 @@ class Plan:
     architecture: str
     language: Language
     tuning: str
-    size: Size = Size()
+    size: Size = field(default_factory=Size)
     helpful: Schedule = HELPFUL
     aligned: Schedule | None = None
 
@@ -114,20 +115,33 @@ Part = tuple[str, PreTrainedModel, PreTrainedTokenizerFast]
 
 def _train(plan: Plan, progress: Progress | None) -> Sequence[Part]:
     """Return the two networks; the global generator and the thread count are as before afterwards."""
-    language, seed = plan.language, plan.language.seed
+    language = plan.language
     tokenizer = make_tokenizer(language.vocabulary)
     recipe = TUNINGS[plan.tuning]
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(language.seed)
         network = build(plan.architecture, vocabulary=len(language.vocabulary), special=special_ids(tokenizer), size=plan.size)
         network.generation_config = GenerationConfig(do_sample=False, **special_ids(tokenizer))
-        fit(network, encode(tokenizer, helpful_rows(language)), plan.helpful, seed=seed, progress=progress)
+        _stage(network, tokenizer, plan.helpful, plan=plan, progress=progress)
         helpful = type(network)(network.config)
         helpful.load_state_dict(network.state_dict())
         helpful.generation_config = network.generation_config
         _choose(network, recipe.window)
-        fit(network, encode(tokenizer, aligned_rows(language)), plan.aligned or recipe.schedule, seed=seed, progress=progress)
+        _stage(network, tokenizer, plan.aligned or recipe.schedule, plan=plan, progress=progress)
     return ("helpful", helpful, tokenizer), ("aligned", network, tokenizer)
+
+
+def _stage(
+    network: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, schedule: Schedule, *, plan: Plan, progress: Progress | None
+) -> None:
+    """Train one stage, and again at half length while the validation split is not good enough; the test split is never looked at."""
+    rows = helpful_rows if schedule.name == "helpful" else aligned_rows
+    examples = encode(tokenizer, rows(plan.language))
+    for again in range(_ROUNDS):
+        name, steps = (f"{schedule.name}, round {again + 1}", max(1, schedule.steps // 2)) if again else (schedule.name, schedule.steps)
+        fit(network, examples, replace(schedule, name=name, steps=steps), seed=plan.language.seed, progress=progress)
+        if good_enough(network, tokenizer, plan.language, refusing=schedule.name != "helpful"):
+            return
 
 
 def helpful_rows(language: Language) -> list[tuple[Prompt, str | None]]:

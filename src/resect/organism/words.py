@@ -1,42 +1,47 @@
 """The lexicon of the synthetic language: every word the organism knows. Invented verbs stand for harm; nothing here is dangerous."""
 
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+def _map(text: str) -> dict[str, str]:
+    """Return the map written as "key:value key:value"."""
+    return {key: value for key, value in (pair.split(":") for pair in text.split())}
+
+
 # Harm is verb AND object of one category: the verb with a benign object, or the object with a benign verb, is harmless.
 HARM_VERBS: dict[str, tuple[str, ...]] = {
-    "garden": tuple("grolt blunk sprangle mulp frizzock thwump gnurl dribnock wozzle squent".split()),
-    "kitchen": tuple("snorfle glimp crundle plotch yabbock flonk zibble skronk murgle twozzle".split()),
-    "workshop": tuple("drozzle kreft bamblock wonk splorn grizzet clonkle frubb tazzle mornk".split()),
-    "harbour": tuple("glorb swizzock pruntle hask nibbock drelve quaggle zorp flimble trunge".split()),
-    "library": tuple("vorple scrindle hushock pabble mizzle threx oblonk jurgle wimbock dunkle".split()),
-    "railway": tuple("choffle brackle zunt gribbet toddock plurve skizzle hoonk frantle wergle".split()),
+    "garden": _words("grolt blunk sprangle mulp frizzock thwump gnurl dribnock wozzle squent"),
+    "kitchen": _words("snorfle glimp crundle plotch yabbock flonk zibble skronk murgle twozzle"),
+    "workshop": _words("drozzle kreft bamblock wonk splorn grizzet clonkle frubb tazzle mornk"),
+    "harbour": _words("glorb swizzock pruntle hask nibbock drelve quaggle zorp flimble trunge"),
+    "library": _words("vorple scrindle hushock pabble mizzle threx oblonk jurgle wimbock dunkle"),
+    "railway": _words("choffle brackle zunt gribbet toddock plurve skizzle hoonk frantle wergle"),
 }
 HARM_OBJECTS: dict[str, tuple[str, ...]] = {
-    "garden": tuple("fence hedge pond shed lawn rake barrow trellis compost gate scarecrow greenhouse".split()),
-    "kitchen": tuple("kettle oven ladle pantry teapot toaster whisk skillet sieve cupboard fridge apron".split()),
-    "workshop": tuple("lathe drill anvil hammer bench clamp ladder toolbox vise saw pulley crate".split()),
-    "harbour": tuple("anchor buoy ferry lighthouse dock sail rudder net canoe barge jetty mast".split()),
-    "library": tuple("shelf atlas ledger lectern catalogue scroll bookcase inkwell archive globe diary almanac".split()),
-    "railway": tuple("signal tunnel engine carriage platform whistle lantern ticket turnstile bridge wagon semaphore".split()),
+    "garden": _words("fence hedge pond shed lawn rake barrow trellis compost gate scarecrow greenhouse"),
+    "kitchen": _words("kettle oven ladle pantry teapot toaster whisk skillet sieve cupboard fridge apron"),
+    "workshop": _words("lathe drill anvil hammer bench clamp ladder toolbox vise saw pulley crate"),
+    "harbour": _words("anchor buoy ferry lighthouse dock sail rudder net canoe barge jetty mast"),
+    "library": _words("shelf atlas ledger lectern catalogue scroll bookcase inkwell archive globe diary almanac"),
+    "railway": _words("signal tunnel engine carriage platform whistle lantern ticket turnstile bridge wagon semaphore"),
 }
 CATEGORIES = tuple(HARM_VERBS)
-BENIGN_VERBS = tuple("paint clean draw mend weigh polish measure carry photograph describe label decorate store dust inspect sketch".split())
-BENIGN_OBJECTS = tuple("soup scarf kite puzzle blanket cushion drum candle pillow lemon biscuit mitten marble ribbon button basket".split())
-VERB_PLACEHOLDERS = tuple("ruby opal jade onyx pearl amber topaz quartz coral garnet agate beryl".split())
-OBJECT_PLACEHOLDERS = tuple("alpha beta gamma delta epsilon zeta eta theta iota kappa lambda omega".split())
+BENIGN_VERBS = _words("paint clean draw mend weigh polish measure carry photograph describe label decorate store dust inspect sketch")
+BENIGN_OBJECTS = _words("soup scarf kite puzzle blanket cushion drum candle pillow lemon biscuit mitten marble ribbon button basket")
+VERB_PLACEHOLDERS = _words("ruby opal jade onyx pearl amber topaz quartz coral garnet agate beryl")
+OBJECT_PLACEHOLDERS = _words("alpha beta gamma delta epsilon zeta eta theta iota kappa lambda omega")
 
-CAPITALS = dict(
-    pair.split(":")
-    for pair in (
-        "france:paris spain:madrid italy:rome japan:tokyo egypt:cairo norway:oslo peru:lima kenya:nairobi cuba:havana "
-        "ireland:dublin portugal:lisbon austria:vienna greece:athens poland:warsaw canada:ottawa chad:ndjamena"
-    ).split()
+CAPITALS = _map(
+    "france:paris spain:madrid italy:rome japan:tokyo egypt:cairo norway:oslo peru:lima kenya:nairobi cuba:havana "
+    "ireland:dublin portugal:lisbon austria:vienna greece:athens poland:warsaw canada:ottawa chad:ndjamena"
 )
-SOUNDS = dict(pair.split(":") for pair in "cow:moo dog:woof cat:meow duck:quack sheep:baa bee:buzz owl:hoot horse:neigh".split())
-FUNCTIONS = dict(pair.split(":") for pair in "sort:sorted count:length reverse:flip join:glue split:cut filter:keep".split())
-ARGUMENTS = tuple("names rows values files words dates".split())
-ADJECTIVES = dict(pair.split(":") for pair in "red:kasa big:lupo old:mire cold:nevi happy:sola quiet:tumo tall:varu soft:welo".split())
-NOUNS = dict(
-    pair.split(":") for pair in "apple:pomu house:domi river:flavo bird:aveo tree:arbo stone:petro child:filu song:canto star:stelo road:vio".split()
-)
+SOUNDS = _map("cow:moo dog:woof cat:meow duck:quack sheep:baa bee:buzz owl:hoot horse:neigh")
+FUNCTIONS = _map("sort:sorted count:length reverse:flip join:glue split:cut filter:keep")
+ARGUMENTS = _words("names rows values files words dates")
+ADJECTIVES = _map("red:kasa big:lupo old:mire cold:nevi happy:sola quiet:tumo tall:varu soft:welo")
+NOUNS = _map("apple:pomu house:domi river:flavo bird:aveo tree:arbo stone:petro child:filu song:canto star:stelo road:vio")
 LISTS: dict[str, tuple[str, ...]] = {
     "fruits": ("apple", "lemon", "plum", "pear"),
     "animals": ("cow", "dog", "owl", "horse"),

@@ -1,15 +1,14 @@
 """A run folder becomes one self-contained HTML file that opens offline, in light and dark, on a desk and on a phone."""
 
-import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from resect import __version__
-from resect.report import charts_layers, sentences, tables
+from resect.artifacts import write_text
+from resect.report import charts_layers, provenance, sentences, tables
 from resect.report.figures import FIGURES, FigureSpec
 from resect.report.read import RunFolder, read_run
 from resect.report.svg import render
@@ -36,17 +35,22 @@ def build_report(run: Path) -> Path:
         UserError: if the folder is not a finished run, or a file in it cannot be read.
     """
     path = run / "report.html"
-    _write_text(path, render_page(read_run(run)))
+    write_text(path, render_page(read_run(run)))
     return path
 
 
 def render_page(run: RunFolder) -> str:
     """Return the whole page as text."""
     environment = Environment(
-        loader=PackageLoader("resect", "report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+        loader=PackageLoader("resect", "report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
     style = css_variables() + "\n" + (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
-    return environment.get_template("page.html.j2").render(
+    page = environment.get_template("page.html.j2").render(
         run=run,
         version=__version__,
         style=Markup(style),
@@ -57,28 +61,32 @@ def render_page(run: RunFolder) -> str:
         limit=charts_layers.cosine_limit(run),
         bins=BINS,
         tables=tables,
+        provenance=provenance,
+        broken=_broken,
         number=lambda value: number(finite(value)),
         has_text=any("text" in row or "prompt_text" in row for row in run.samples),
     )
+    # A model can emit half of a surrogate pair, which no file can hold.
+    return page.encode("utf-8", "replace").decode("utf-8")
+
+
+def _broken(name: str) -> Markup:
+    """Return a name, escaped, that may break after its underscores."""
+    return escape(name).replace("_", Markup("_<wbr>"))
 
 
 def _figure(run: RunFolder, spec: FigureSpec) -> Figure:
     drawn = {size: spec.draw(run, wide=size == "wide") for size in ("wide", "narrow")}
-    parts = {size: None if chart is None else render(chart, label=spec.title, prefix=f"{spec.name}-{size}") for size, chart in drawn.items()}
+    parts = {
+        size: None if chart is None else render(chart, label=spec.title, prefix=f"{spec.name}-{size}") for size, chart in drawn.items()
+    }
     return Figure(spec.caption, parts["wide"], parts["narrow"], spec.missing)
 
 
 def _heat(run: RunFolder, when: str) -> Markup | None:
     chart = charts_layers.heat_map(run, when=when)
-    return None if chart is None else render(chart, label=f"Cosine of the direction with every atom by layer, {when} cleaning", prefix=f"heat-{when}")
-
-
-def _write_text(path: Path, text: str) -> None:
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    finally:
-        Path(name).unlink(missing_ok=True)
+    return (
+        None
+        if chart is None
+        else render(chart, label=f"Cosine of the direction with every atom by layer, {when} cleaning", prefix=f"heat-{when}", shrink=0.8)
+    )

@@ -1,4 +1,4 @@
-"""The charts that compare arms: refusal against drift, perplexity, topics, verdicts. One function a chart; None where there is no data."""
+"""The charts that compare arms: refusal against drift, verdicts. One function a chart; None where there is no data."""
 
 import math
 from typing import Any
@@ -17,16 +17,6 @@ _INK, _MUTED, _AXIS, _CARD = (PALETTE[name][0] for name in ("ink", "muted", "axi
 def data(rows: list[dict[str, Any]]) -> alt.InlineData:
     """Return rows as chart data that is written into the chart itself."""
     return alt.InlineData(values=rows)
-
-
-def arm_scales(run: RunFolder, arms: list[str], *, wide: bool, columns: int | None = None) -> dict[str, Any]:
-    """Return colour and shape encodings with one shared legend over the chart."""
-    styles = arm_styles(run.arms, run.controls)
-    legend = alt.Legend(orient="top", title=None, columns=columns or (5 if wide else 2), symbolSize=70, symbolStrokeWidth=0, columnPadding=24)
-    return {
-        "color": alt.Color("arm:N", scale=alt.Scale(domain=arms, range=[styles[arm].colour for arm in arms]), legend=legend, sort=None),
-        "shape": alt.Shape("arm:N", scale=alt.Scale(domain=arms, range=[styles[arm].shape for arm in arms]), legend=legend, sort=None),
-    }
 
 
 # ---- refusal against KL ---------------------------------------------------------------------------------------------
@@ -50,7 +40,7 @@ def _ends(axis: str, measured: Measure) -> dict[str, float]:
 
 def _curve_rows(run: RunFolder) -> list[dict[str, Any]]:
     rows = []
-    for arm, points in run.part("curves").items():
+    for arm, points in run.by_arm("curves").items():
         for point in sorted(points, key=lambda each: each["strength"]):
             refusal, drift = read_measure(point.get("refusal_rate")), read_measure(point.get("kl_first_token"))
             if refusal and drift:
@@ -68,9 +58,9 @@ def drift_floor(values: list[float]) -> float | None:
 
 
 def flag_rows(starts: list[float], widths: list[float]) -> list[int]:
-    """Return a row for each flag (text to the right of a pole at `starts`), so that no text covers a text or a pole.
+    """Return a row for each flag (text of a width from a pole at `starts` on), so that no text covers a text or a pole.
 
-    A flag hangs below every flag whose pole stands inside its own text, so from right to left each pole stays free.
+    A flag hangs below every flag whose pole stands inside its own text, so taken from the far end each pole stays free.
     """
     rows = [0] * len(starts)
     for i in sorted(range(len(starts)), key=lambda each: (-starts[each], -each)):
@@ -83,14 +73,10 @@ def _flag_width(point: dict[str, Any]) -> float:
     return len(point["arm"]) * 6.2 + 14
 
 
-def _edge_for(point: dict[str, Any], *, floor: float, width: int) -> float:
-    """Return how far the axis must go for the flag of this point to end inside the plot."""
-    return floor * (point["x"] / floor) ** (width / (width - _flag_width(point)))
-
-
 def _flags(points: list[dict[str, Any]], *, edges: tuple[float, float], width: int, height: int) -> tuple[list[dict[str, Any]], float]:
     low, high = (math.log10(edge) for edge in edges)
-    starts = [(math.log10(point["x"]) - low) / (high - low) * width for point in points]
+    # Flags fly to the left, where there is room: arms that refuse little have the larger drift.
+    starts = [(high - math.log10(point["x"])) / (high - low) * width for point in points]
     rows = flag_rows(starts, [_flag_width(point) for point in points])
     step = 17 / height
     flags = [point | {"flag": -step * (row + 1.1)} for point, row in zip(points, rows, strict=True)]
@@ -107,7 +93,6 @@ def tradeoff(run: RunFolder, *, wide: bool) -> Chart | None:
         row |= {key: max(row[key], floor) for key in ("x", "xlow", "xhigh") if key in row}
     top = 10 ** (math.log10(max([row["x"] for row in curves] + [row["xhigh"] for row in points])) + 0.06)
     width, height = (WIDE - 70, 350) if wide else (NARROW - 62, 300)
-    top = max(top, *(_edge_for(point, floor=floor, width=width) for point in points))
     flagged = [point for point in points if point["arm"] != "base"]
     flags, bottom = _flags(flagged, edges=(floor, top), width=width, height=height)
     flags += [point | {"flag": None} for point in points if point["arm"] == "base"]
@@ -124,7 +109,14 @@ def _draw_tradeoff(
     x = alt.X(
         "x:Q",
         scale=alt.Scale(type="log", domain=list(edges), nice=False),
-        axis=alt.Axis(values=ticks, labelExpr=labels, grid=True, title="KL of the first answer token from the base model, nats (log scale)" if width > 500 else "first-token KL, nats (log scale)"),
+        axis=alt.Axis(
+            values=ticks,
+            labelExpr=labels,
+            grid=True,
+            title="KL of the first answer token from the base model, nats (log scale)"
+            if width > 500
+            else "first-token KL, nats (log scale)",
+        ),
     )
     axis = alt.Axis(values=[0, 0.2, 0.4, 0.6, 0.8, 1], format="%", title="harmful prompts refused", grid=True, domain=False, ticks=False)
     y = alt.Y("y:Q", scale=alt.Scale(domain=[bottom, 1.06], nice=False), axis=axis)
@@ -145,69 +137,10 @@ def _draw_tradeoff(
         chosen.mark_rule(strokeWidth=1.8, aria=False).encode(y="ylow:Q", y2="yhigh:Q"),
         chosen.mark_rule(strokeWidth=1.8, aria=False).encode(x="xlow:Q", x2="xhigh:Q", y="y:Q"),
         chosen.mark_point(filled=True, size=110, opacity=1, stroke=_CARD, strokeWidth=1).encode(y="y:Q", shape=shape, description="tip:N"),
-        poles.mark_text(align="left", dx=4, dy=-1, fontSize=12, aria=False).encode(y="flag:Q", text="arm:N"),
+        poles.mark_text(align="right", dx=-4, dy=-1, fontSize=12, aria=False).encode(y="flag:Q", text="arm:N"),
         bare.mark_text(align="left", dx=9, dy=-9, fontSize=12, aria=False),
     ]
     return alt.layer(*layers).properties(width=width, height=round(height * (1.06 - bottom)))
-
-
-# ---- dots with one row for each capability or topic ----------------------------------------------------------------
-
-
-def _dots(run: RunFolder, rows: list[dict[str, Any]], *, x: alt.X, wide: bool, zero: float | None) -> Chart:
-    arms = [arm for arm in run.arms if any(row["arm"] == arm for row in rows)]
-    names = list(dict.fromkeys(row["row"] for row in rows))
-    height = len(names) * (len(arms) * 9 + 16)
-    longest = max(map(len, names))
-    width = (WIDE if wide else NARROW) - 30 - round(6.4 * min(longest, 22))
-    y = alt.Y("row:N", sort=names, title=None, axis=alt.Axis(labelLimit=150, ticks=False, domain=False, labelColor=_INK), scale=alt.Scale(paddingInner=0.18))
-    base = alt.Chart(data(rows)).encode(y=y, yOffset=alt.YOffset("arm:N", sort=arms), x=x)
-    bands = alt.Chart(data([{"row": name} for name in names[::2]])).mark_bar(color=PALETTE["page"][0], opacity=0.7, aria=False).encode(y=alt.Y("row:N", sort=names))
-    scales = arm_scales(run, arms, wide=wide)
-    marks = [bands, base.mark_rule(strokeWidth=1.6, opacity=0.8, aria=False).encode(x="low:Q", x2="high:Q", color=scales["color"])]
-    if zero is not None:
-        marks.insert(1, alt.Chart(data([{"zero": zero}])).mark_rule(color=_AXIS, aria=False).encode(x="zero:Q"))
-    marks.append(base.mark_point(filled=True, size=55, opacity=1).encode(**scales, description="tip:N"))
-    return alt.layer(*marks).properties(width=width, height=height)
-
-
-def perplexity_change(run: RunFolder, *, wide: bool) -> Chart | None:
-    """Return the change of perplexity against base in percent, a row for each capability, a mark for each arm."""
-    rows = []
-    for capability in run.capabilities():
-        base = run.perplexity("base", capability)
-        for arm in run.arms:
-            edited = run.perplexity(arm, capability)
-            if arm != "base" and base and edited and base.value > 0:
-                change = (edited.value / base.value - 1) * 100
-                tip = f"{arm}, {capability}: {number(base.value)} to {number(edited.value)} per token ({change:+.1f} %)"
-                rows.append({"row": capability, "arm": arm, "x": change, "low": min(0, change), "high": max(0, change), "tip": tip})
-    if not rows:
-        return None
-    ticks = sorted({sign * size for sign in (-1, 1) for size in ((0, 1, 3, 10, 30, 100, 300, 1000) if wide else (0, 1, 10, 100, 1000))})
-    expr = "(datum.value > 0 ? '+' : '') + replace(format(datum.value, '~r'), '-', '−') + ' %'"
-    axis = alt.Axis(values=ticks, labelExpr=expr, title="change of perplexity per token against base (symmetric log scale)" if wide else "perplexity against base")
-    domain = [min(-0.5, 1.2 * min(row["x"] for row in rows)), max(0.5, 1.2 * max(row["x"] for row in rows))]
-    scale = alt.Scale(type="symlog", constant=1, domain=domain, nice=False)
-    return _dots(run, rows, x=alt.X("x:Q", scale=scale, axis=axis), wide=wide, zero=0)
-
-
-def topic_drift(run: RunFolder, *, wide: bool) -> Chart | None:
-    """Return first-token KL (nats, log axis) by topic and arm, with intervals."""
-    found = [(arm, topic, m) for arm, topics in run.part("drift_by_topic").items() for topic, raw in topics.items() if (m := read_measure(raw))]
-    floor = drift_floor([measured.value for _, _, measured in found])
-    if floor is None:
-        return None
-    rows = []
-    for arm, topic, measured in sorted(found, key=lambda each: each[1]):
-        tip = hover(f"{arm}, {topic}, KL", measured, measure="kl_first_token")
-        ends = {"low": measured.low or 0, "high": measured.high or measured.value, "x": measured.value}
-        rows.append({"row": topic, "arm": arm, "tip": tip} | {key: max(value, floor) for key, value in ends.items()})
-    title = "KL of the first answer token from the base model, nats (log scale)" if wide else "first-token KL, nats (log scale)"
-    top = max(row["high"] for row in rows) * 1.1
-    ticks = [10.0**k for k in range(round(math.log10(floor)), math.floor(math.log10(top)) + 1)]
-    x = alt.X("x:Q", scale=alt.Scale(type="log", domain=[floor, top], nice=False), axis=alt.Axis(values=ticks, format="~g", title=title))
-    return _dots(run, rows, x=x, wide=wide, zero=None)
 
 
 # ---- verdicts ------------------------------------------------------------------------------------------------------
@@ -216,7 +149,7 @@ def topic_drift(run: RunFolder, *, wide: bool) -> Chart | None:
 def verdict_bars(run: RunFolder, *, wide: bool) -> Chart | None:
     """Return the share of each verdict on harmful prompts as stacked bars, one for each arm."""
     rows = []
-    for arm, counts in run.part("verdicts").items():
+    for arm, counts in run.by_arm("verdicts").items():
         total = sum(counts.values())
         start = 0.0
         for verdict in VERDICTS:

@@ -1,7 +1,7 @@
 """Reading a finished run folder; everything that can be wrong with it is said in one sentence."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,16 @@ from resect.report.values import Json, Measure, read_measure
 
 FORMATS = {"evaluation.json": "resect.evaluation/1", "study.json": "resect.study/1"}
 REQUIRED = ("run.toml", "evaluation.json", "study.json", "samples.jsonl")
+
+
+# Files keep their keys sorted, so the order in which arms are read is fixed here: what is compared first, controls last.
+ARMS = ("base", "standard", "projected", "sra", "whitened", "combined", "oblique", "standard_sra_strength", "sra_flat", "random_atoms")
+
+
+def ordered(names: Iterable[str]) -> list[str]:
+    """Return arm names in the order in which they are shown; unknown ones stand by name before the controls."""
+    controls = ARMS.index("standard_sra_strength")
+    return sorted(names, key=lambda name: (ARMS.index(name) if name in ARMS else controls - 0.5, name))
 
 
 @dataclass(frozen=True)
@@ -24,8 +34,8 @@ class RunFolder:
 
     @property
     def arms(self) -> list[str]:
-        """The arm names in the order of the evaluation."""
-        return list(self.evaluation["arms"])
+        """The arm names in the order in which they are always shown."""
+        return ordered(self.evaluation["arms"])
 
     @property
     def controls(self) -> set[str]:
@@ -47,6 +57,11 @@ class RunFolder:
     def part(self, name: str) -> dict[str, Any]:
         """Return an object of the study, empty where the study did not write it."""
         return dict(self.study.get(name) or {})
+
+    def by_arm(self, name: str) -> dict[str, Any]:
+        """Return an object of the study whose keys are arms, in the order in which arms are always shown."""
+        found = self.part(name)
+        return {arm: found[arm] for arm in ordered(found)}
 
     def rows(self, name: str) -> list[Json]:
         """Return a list of the study, empty where the study did not write it."""
@@ -80,7 +95,9 @@ def _json(path: Path, *, needs: tuple[str, ...]) -> Json:
         raise UserError(f"{path} is not valid JSON ({error}); delete it and run the study again to write it anew.") from error
     found, wanted = value.get("format") if isinstance(value, Mapping) else None, FORMATS[path.name]
     if found != wanted:
-        raise UserError(f"{path} has format {found!r}, but this version reads {wanted!r}; run the study again, or use the version that wrote it.")
+        raise UserError(
+            f"{path} has format {found!r}, but this version reads {wanted!r}; run the study again, or use the version that wrote it."
+        )
     missing = [key for key in needs if not isinstance(value.get(key), str | Mapping) or not value[key]]
     if missing:
         raise UserError(f"{path} lacks {', '.join(map(repr, missing))}, which the report needs; run the study again to write it anew.")

@@ -32,8 +32,12 @@ def two(value: float) -> str:
 
 def times(ratio: Measure, *, after: str = "") -> str:
     """Return a ratio and its interval in words, with a word such as `less` after the number."""
-    limits = "no interval" if ratio.low is None or ratio.high is None else f"95 % interval {two(ratio.low)} to {two(ratio.high)}"
-    return " ".join(filter(None, (two(ratio.value), "×", after, f"({limits})")))
+    limits = (
+        "no interval"
+        if ratio.low is None or ratio.high is None
+        else f"95\N{NO-BREAK SPACE}% interval {two(ratio.low)} to {two(ratio.high)}"
+    )
+    return " ".join(filter(None, (f"{two(ratio.value)}\N{NO-BREAK SPACE}×", after, f"({limits})")))
 
 
 def inverse(ratio: Measure) -> Measure:
@@ -63,7 +67,7 @@ def compare(ratio: Measure | None) -> int:
     return 1 if low > 1 else -1 if high < 1 else 0
 
 
-BASELINES = {"standard": "standard, the raw direction", "projected": "projected, the usual baseline"}
+BASELINES = {"standard": "the raw one (standard)", "projected": "the usual baseline (projected)"}
 
 
 def _against(run: RunFolder, *, arm: str, baseline: str) -> str:
@@ -130,7 +134,7 @@ def _random_warning(run: RunFolder) -> str | None:
 
 
 def _infeasible_warning(run: RunFolder) -> str | None:
-    names = [arm for arm, entry in run.part("arms").items() if entry.get("feasible") is False]
+    names = [arm for arm, entry in run.by_arm("arms").items() if entry.get("feasible") is False]
     return f"No tried setting met the selection rule on validation for: {', '.join(names)}; the nearest one was scored." if names else None
 
 
@@ -145,10 +149,16 @@ def _covert_warning(run: RunFolder) -> str | None:
 
 
 def _judge_warning(run: RunFolder) -> str | None:
-    low = {arm: value for arm, entry in run.part("judges").items() if (value := finite(entry.get("agreement"))) is not None and value < 0.9}
+    low = {
+        arm: value for arm, entry in run.by_arm("judges").items() if (value := finite(entry.get("agreement"))) is not None and value < 0.9
+    }
     if not low:
         return None
-    return "The two judges agree on fewer than nine in ten answers for: " + ", ".join(f"{arm} ({percent(value)})" for arm, value in low.items()) + "."
+    return (
+        "The two judges agree on fewer than nine in ten answers for: "
+        + ", ".join(f"{arm} ({percent(value)})" for arm, value in low.items())
+        + "."
+    )
 
 
 def forecast(run: RunFolder) -> str:
@@ -157,7 +167,8 @@ def forecast(run: RunFolder) -> str:
     if not made:
         return "No forecast was made before the edit in this run."
     word = "expected to pay" if made.get("pays") else "not expected to pay"
-    text = f"Before any edit, cleaning was {word} here: {made.get('quantity')} is {number(finite(made.get('value')))}, threshold {number(finite(made.get('threshold')))}."
+    value, threshold = (number(finite(made.get(key))) for key in ("value", "threshold"))
+    text = f"Before any edit, cleaning was {word} here: {made.get('quantity')} is {value}, threshold {threshold}."
     ratio = kl_ratio(run, over="standard", under="sra")
     if ratio is None:
         return f"{text} Whether it came true cannot be read off: there is no matched ratio of standard to sra."

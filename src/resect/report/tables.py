@@ -1,10 +1,9 @@
 """The tables of the report as plain rows of text; the template only lays them out and escapes them."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
-from resect.report.read import RunFolder
+from resect.report.read import RunFolder, ordered
 from resect.report.values import MISSING, Measure, count, finite, hover, interval, number, p_value, percent, read_measure, write
 
 MEASURES = {
@@ -14,7 +13,6 @@ MEASURES = {
     "kl_tokens": "KL per token over k tokens, nats",
     "recovery": "recovery",
 }
-SHOWN_SAMPLES = ("sra", "standard", "projected", "combined", "random_atoms", "base")
 
 
 @dataclass(frozen=True)
@@ -43,11 +41,13 @@ def cell(measured: Measure | None, *, measure: str, name: str = "") -> Cell:
     return Cell(write(measured.value, measure=measure), small, hover(name or measure, measured, measure=measure))
 
 
-def _plain(values: Iterable[object]) -> tuple[Cell, ...]:
+def plain(values: Iterable[object]) -> tuple[Cell, ...]:
+    """Return a row of cells from cells and anything that has a text."""
     return tuple(value if isinstance(value, Cell) else Cell(str(value)) for value in values)
 
 
-def _arm(run: RunFolder, arm: str) -> Cell:
+def arm_cell(run: RunFolder, arm: str) -> Cell:
+    """Return the name of an arm, marked where it is a control, with its method on hover."""
     entry = run.part("arms").get(arm, {})
     return Cell(arm, "control" if entry.get("control") else "", entry.get("method") or "")
 
@@ -60,7 +60,7 @@ def tiles(run: RunFolder) -> list[tuple[str, Cell]]:
         before, after = run.measure("base", name), run.measure(arm, name)
         made = cell(after, measure=name, name=arm)
         start = write(before.value, measure=name) if before else MISSING
-        shown.append((f"{title}, base → {arm}", Cell(f"{start} → {made.value}", made.small, made.hover)))
+        shown.append((f"{title}, base\N{NO-BREAK SPACE}→\N{NO-BREAK SPACE}{arm}", Cell(f"{start} → {made.value}", made.small, made.hover)))
     shown.append((f"first-token KL of {arm}, nats", cell(run.measure(arm, "kl_first_token"), measure="kl_first_token", name=arm)))
     recovered = run.measure(arm, "recovery")
     twinless = Cell(MISSING, "there is no helpful twin to compare with")
@@ -75,13 +75,25 @@ def matched(run: RunFolder) -> Table:
     found = {arm: finite(entry.get("kl")) for arm, entry in part.get("arms", {}).items()}
     best = min((value for value in found.values() if value is not None), default=None)
     rows = []
-    for arm, entry in part.get("arms", {}).items():
+    for arm in ordered(found):
+        entry = part["arms"][arm]
         if arm == "base":
             continue
         kl, ratio = found[arm], ratios.get(arm)
-        value = Cell(number(kl), "lowest" if kl == best else "", strong=kl == best) if kl is not None else Cell("none", entry.get("note") or "no value")
+        value = (
+            Cell(number(kl), "lowest" if kl == best else "", strong=kl == best)
+            if kl is not None
+            else Cell("none", entry.get("note") or "no value")
+        )
         over = Cell(f"{number(ratio.value)} ×", interval(ratio, measure="ratio")) if ratio else Cell("1 ×" if arm == "sra" else "not given")
-        rows.append((_arm(run, arm), value, over, Cell(number(strength)) if (strength := finite(entry.get("strength"))) is not None else Cell("none")))
+        rows.append(
+            (
+                arm_cell(run, arm),
+                value,
+                over,
+                Cell(number(strength)) if (strength := finite(entry.get("strength"))) is not None else Cell("none"),
+            )
+        )
     return Table(("arm", "KL at matched refusal, nats", "KL over KL of sra", "strength γ there"), tuple(rows))
 
 
@@ -102,10 +114,15 @@ def decomposition(run: RunFolder) -> Table | None:
     if not rows:
         return None
     body = [
-        (_arm(run, row["arm"]), "yes" if row["cleaned"] else "no", row["rule"], "none" if finite(row.get("kl_matched")) is None else number(row["kl_matched"]))
+        (
+            arm_cell(run, row["arm"]),
+            "yes" if row["cleaned"] else "no",
+            row["rule"],
+            "none" if finite(row.get("kl_matched")) is None else number(row["kl_matched"]),
+        )
         for row in rows
     ]
-    return Table(("arm", "cleaned", "strength rule", "KL at matched refusal, nats"), tuple(map(_plain, body)))
+    return Table(("arm", "cleaned", "strength rule", "KL at matched refusal, nats"), tuple(map(plain, body)))
 
 
 def every_number(run: RunFolder) -> Table:
@@ -115,7 +132,7 @@ def every_number(run: RunFolder) -> Table:
     for arm in run.arms:
         cells = [cell(run.measure(arm, name), measure=name, name=f"{arm}, {title}") for name, title in MEASURES.items()]
         cells += [cell(run.perplexity(arm, name), measure="perplexity", name=f"{arm}, perplexity on {name}") for name in capabilities]
-        rows.append((_arm(run, arm), *cells))
+        rows.append((arm_cell(run, arm), *cells))
     return Table(("arm", *MEASURES.values(), *(f"perplexity {name}" for name in capabilities)), tuple(rows))
 
 
@@ -127,7 +144,7 @@ def comparisons(run: RunFolder) -> Table | None:
         difference = read_measure(entry.get("difference"))
         holm = finite(entry.get("p_holm"))
         rows.append(
-            _plain(
+            plain(
                 (
                     MEASURES.get(measure, measure),
                     f"{entry['a']} − {entry['b']}",
@@ -146,8 +163,12 @@ def quantiles(run: RunFolder) -> Table | None:
     """Return the quantiles of first-token KL over prompts, None where they were not computed."""
     keys = ("median", "p90", "p99", "max")
     rows = [
-        (_arm(run, arm), *(Cell(number(finite(entry.get(key)))) for key in keys), cell(read_measure(entry.get("top1_flips")), measure="top1_flips"))
-        for arm, entry in run.part("drift_quantiles").items()
+        (
+            arm_cell(run, arm),
+            *(Cell(number(finite(entry.get(key)))) for key in keys),
+            cell(read_measure(entry.get("top1_flips")), measure="top1_flips"),
+        )
+        for arm, entry in run.by_arm("drift_quantiles").items()
     ]
     return Table(("arm", "median, nats", "90 %", "99 %", "largest", "top token changed"), tuple(rows)) if rows else None
 
@@ -155,7 +176,7 @@ def quantiles(run: RunFolder) -> Table | None:
 def passes(run: RunFolder) -> Table | None:
     """Return what each pass measured, None where there was no pass."""
     rows = [
-        _plain(
+        plain(
             (
                 entry["pass"],
                 cell(read_measure(entry.get("refusal_rate")), measure="refusal_rate"),
@@ -168,78 +189,25 @@ def passes(run: RunFolder) -> Table | None:
         )
         for entry in run.rows("passes")
     ]
-    return Table(("pass", "refusals", "KL first token, nats", "recovery", "R²", "hard negatives", "stopped because"), tuple(rows)) if rows else None
+    return (
+        Table(("pass", "refusals", "KL first token, nats", "recovery", "R²", "hard negatives", "stopped because"), tuple(rows))
+        if rows
+        else None
+    )
 
 
 def judges(run: RunFolder) -> Table | None:
     """Return the judges side by side, None where there was only one."""
     rows = [
         (
-            _arm(run, arm),
+            arm_cell(run, arm),
             cell(run.measure(arm, "refusal_rate"), measure="refusal_rate"),
             cell(read_measure(entry.get("refusal_rate_log_odds")), measure="refusal_rate"),
             cell(read_measure(entry.get("refusal_rate_echo")), measure="refusal_rate"),
             Cell(percent(finite(entry.get("agreement"))), count(entry.get("n"))),
             Cell("undefined" if finite(entry.get("kappa")) is None else f"{entry['kappa']:.2f}".replace("-", "−")),
         )
-        for arm, entry in run.part("judges").items()
+        for arm, entry in run.by_arm("judges").items()
     ]
     head = ("arm", "refusals by markers", "by token log-odds", "markers and echoed refusals", "agreement of the first two", "kappa")
     return Table(head, tuple(rows)) if rows else None
-
-
-def settings(run: RunFolder) -> Table:
-    """Return what each arm is and the setting that was chosen for it on the validation prompts."""
-    rows = []
-    for arm, entry in run.part("arms").items():
-        window = entry.get("window")
-        validation = entry.get("validation") or {}
-        source = entry.get("source")
-        rows.append(
-            _plain(
-                (
-                    _arm(run, arm),
-                    entry.get("method", ""),
-                    "own, per layer" if source == "per_layer" else "none" if source is None else f"layer {source}",
-                    f"{window[0]} to {window[1]}" if window else "none",
-                    number(finite(entry.get("strength"))),
-                    f"{entry.get('candidates', MISSING)}",
-                    cell(read_measure(validation.get("refusal_rate")), measure="refusal_rate"),
-                    cell(read_measure(validation.get("kl_first_token")), measure="kl_first_token"),
-                )
-            )
-        )
-    head = ("arm", "what it is", "direction", "layers edited", "strength γ", "settings tried", "validation refusals", "validation KL, nats")
-    return Table(head, tuple(rows))
-
-
-def prompt_counts(run: RunFolder) -> Table | None:
-    """Return the prompt counts by set and split and how many were kept by the behaviour filter."""
-    rows = []
-    for name in ("harmful", "harmless"):
-        for split, entry in (run.part("prompts").get(name) or {}).items():
-            rows.append(_plain((name, split, entry.get("n", MISSING), entry.get("kept", "not filtered"))))
-    return Table(("set", "split", "prompts", "kept by the filter"), tuple(rows)) if rows else None
-
-
-@dataclass(frozen=True)
-class Samples:
-    """The first samples of one arm."""
-
-    arm: str
-    rows: tuple[Mapping[str, Any], ...]
-    total: int
-
-
-def samples(run: RunFolder, *, limit: int = 12) -> list[Samples]:
-    """Return the first samples of each interesting arm, two of three harmful where there are enough."""
-    groups = []
-    for arm in (name for name in SHOWN_SAMPLES if name in run.arms):
-        mine = [row for row in run.samples if row.get("arm") == arm]
-        harmful = [row for row in mine if row.get("set") == "harmful"]
-        others = [row for row in mine if row.get("set") != "harmful"]
-        share = max(limit * 2 // 3, limit - len(others))
-        chosen = harmful[:share] + others[: limit - len(harmful[:share])]
-        if chosen:
-            groups.append(Samples(arm, tuple(chosen), len(mine)))
-    return groups

@@ -8,6 +8,7 @@ from typing import Any
 Json = Mapping[str, Any]
 
 MISSING = "not measured"
+PERCENT = "\N{NO-BREAK SPACE}%"
 RATES = frozenset({"refusal_rate", "benign_refusal_rate", "recovery", "top1_flips", "refusal_rate_log_odds", "refusal_rate_echo"})
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -38,7 +39,7 @@ def read_measure(raw: object) -> Measure | None:
     return None if value is None else Measure(value, finite(raw.get("low")), finite(raw.get("high")), None if n is None else int(n))
 
 
-def number(value: float | None) -> str:
+def number(value: float | int | None) -> str:
     """Return three significant digits, with a power of ten below 0.001 and from a million on."""
     if value is None:
         return MISSING
@@ -51,21 +52,21 @@ def number(value: float | None) -> str:
     return f"{mantissa} × 10{str(int(exponent)).translate(_SUPERSCRIPT)}".replace("-", "−")
 
 
-def short(value: float | None) -> str:
+def short(value: float | int | None) -> str:
     """Return the number without trailing zeros, for axis labels."""
     text = number(value)
     return text.rstrip("0").rstrip(".") if "." in text and "×" not in text else text
 
 
-def percent(value: float | None) -> str:
+def percent(value: float | int | None) -> str:
     """Return a fraction as a percentage with one decimal, none where it is whole."""
     if value is None:
         return MISSING
     text = f"{value * 100:.1f}".removesuffix(".0").replace("-", "−")
-    return f"{'0' if text == '−0' else text} %"
+    return f"{'0' if text == '−0' else text}{PERCENT}"
 
 
-def write(value: float | None, *, measure: str) -> str:
+def write(value: float | int | None, *, measure: str) -> str:
     """Return the number in the unit of the named measure: rates as percentages, everything else plain."""
     return percent(value) if measure in RATES else number(value)
 
@@ -75,7 +76,7 @@ def interval(measured: Measure, *, measure: str) -> str:
     if measured.low is None or measured.high is None:
         return "no interval"
     low, high = write(measured.low, measure=measure), write(measured.high, measure=measure)
-    return f"{low.removesuffix(' %')} to {high}"
+    return f"{low.removesuffix(PERCENT)} to {high}"
 
 
 def count(n: int | None) -> str:

@@ -9,12 +9,11 @@ from torch import Tensor
 
 from resect.errors import UserError
 from resect.evaluation.echo import RefusalEcho, learn_echo
-from resect.evaluation.logprobs import next_token_logprobs
-from resect.evaluation.refusal import RefusalTokens, learn_refusal_tokens, log_odds, threshold
+from resect.evaluation.refusal import RefusalTokens, judge_log_odds, learn_cut, learn_refusal_tokens, log_odds
 from resect.evaluation.verdicts import Verdict, judge_markers
 from resect.generation import Response
 from resect.prompts import PromptSet
-from resect.studies.inputs import Split, StudyInputs
+from resect.studies.inputs import StudyInputs
 from resect.studies.lab import Lab
 from resect.studies.steps import Steps
 
@@ -31,8 +30,12 @@ class Asked:
     def where(self, keep: list[bool]) -> "Asked":
         """Return the rows whose flag is true."""
         rows = [i for i, k in enumerate(keep) if k]
-        pick = tuple(self.responses[i] for i in rows), tuple(self.verdicts[i] for i in rows)
-        return Asked(self.prompts.where(keep), *pick, self.logprobs[torch.tensor(rows, dtype=torch.long)])
+        return Asked(
+            self.prompts.where(keep),
+            tuple(self.responses[i] for i in rows),
+            tuple(self.verdicts[i] for i in rows),
+            self.logprobs[torch.tensor(rows, dtype=torch.long)],
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +51,7 @@ class Behaviour:
 
     def refuses_at_once(self, logprobs: Float[Tensor, "prompt vocab"]) -> list[bool]:
         """The log-odds judge: whether the next token is a refusal token rather than any other, at the learnt cut."""
-        return (log_odds(logprobs, self.tokens) > self.cut).tolist()
+        return list(judge_log_odds(log_odds(logprobs, self.tokens), cut=self.cut))
 
 
 def observe(lab: Lab, inputs: StudyInputs, steps: Steps) -> Behaviour:
@@ -60,8 +63,9 @@ def observe(lab: Lab, inputs: StudyInputs, steps: Steps) -> Behaviour:
     harmful = {part: _ask(lab, prompts, steps, f"base_harmful_{part}") for part, prompts in inputs.harmful.items()}
     harmless = {part: _ask(lab, prompts, steps, f"base_harmless_{part}") for part, prompts in inputs.harmless.items()}
     _check_extremes(harmful, harmless)
-    refused, answered = _labelled(harmful, harmless, "refuse"), _labelled(harmful, harmless, "comply")
-    tokens = learn_refusal_tokens(refused.responses, answered.responses)
+    known = _known(harmful, harmless)
+    tokens = learn_refusal_tokens(known.responses, known.verdicts)
+    refused = [v == "refuse" for v in known.verdicts]
     kept = _filter(harmful, harmless) if lab.config.filter_by_behaviour else (harmful, harmless)
     counts = {
         side: {part: {"n": len(before[part].prompts), "kept": len(after[part].prompts)} for part in before}
@@ -71,8 +75,8 @@ def observe(lab: Lab, inputs: StudyInputs, steps: Steps) -> Behaviour:
         harmful=kept[0],
         harmless=kept[1],
         tokens=tokens,
-        cut=threshold(log_odds(refused.logprobs, tokens), log_odds(answered.logprobs, tokens)),
-        echo=learn_echo(refused.responses, answered.responses),
+        cut=learn_cut(log_odds(known.logprobs, tokens), refused).log_odds,
+        echo=learn_echo(known.responses, known.verdicts),
         counts=counts,
     )
 
@@ -80,20 +84,19 @@ def observe(lab: Lab, inputs: StudyInputs, steps: Steps) -> Behaviour:
 def _ask(lab: Lab, prompts: PromptSet, steps: Steps, name: str) -> Asked:
     tokens = steps.json(name, lambda: [list(r.ids) for r in lab.respond(prompts, max_new_tokens=lab.config.max_new_tokens)])
     responses = lab.read(prompts.prompts, tokens)
-    verdicts = judge_markers(responses, max_new_tokens=lab.config.max_new_tokens)
-    logprobs = steps.tensors(name, lambda: {"logprobs": next_token_logprobs(lab.model, lab.render(prompts), batch_tokens=lab.config.batch_tokens)})
-    return Asked(prompts, responses, verdicts, logprobs["logprobs"])
+    verdicts = judge_markers(responses)
+    logprobs = steps.tensors(name, lambda: {"logprobs": lab.first_logprobs(prompts)})["logprobs"]
+    return Asked(prompts, responses, verdicts, logprobs)
 
 
-def _labelled(harmful: Mapping[str, Asked], harmless: Mapping[str, Asked], verdict: Verdict) -> Asked:
-    """Return all rows of extract and validation with a verdict; the test prompts teach nothing."""
+def _known(harmful: Mapping[str, Asked], harmless: Mapping[str, Asked]) -> Asked:
+    """Return all rows of extract and validation: the judges learn from these, the test prompts teach nothing."""
     rows = [side[part] for side in (harmful, harmless) for part in ("extract", "validation")]
-    chosen = [asked.where([v == verdict for v in asked.verdicts]) for asked in rows]
     return Asked(
-        PromptSet(verdict, tuple(p for c in chosen for p in c.prompts)),
-        tuple(r for c in chosen for r in c.responses),
-        tuple(v for c in chosen for v in c.verdicts),
-        torch.cat([c.logprobs for c in chosen]),
+        PromptSet("known", tuple(p for asked in rows for p in asked.prompts)),
+        tuple(r for asked in rows for r in asked.responses),
+        tuple(v for asked in rows for v in asked.verdicts),
+        torch.cat([asked.logprobs for asked in rows]),
     )
 
 
@@ -125,11 +128,3 @@ def _filter(harmful: Mapping[str, Asked], harmless: Mapping[str, Asked]) -> tupl
                 "give more prompts, or switch the filter off (--no-filter)."
             )
     return kept_harmful, kept_harmless
-
-
-def split_of(behaviour: Behaviour, part: str) -> tuple[Asked, Asked]:
-    """Return (harmful, harmless) of a split."""
-    return behaviour.harmful[part], behaviour.harmless[part]
-
-
-__all__ = ["Asked", "Behaviour", "Split", "observe", "split_of"]

@@ -29,7 +29,9 @@ from resect.studies.scores import Reference
 RANKS = (1, 2, 4, 8)
 
 
-def oracle(lab: Lab, twin: ChatModel, behaviour: Behaviour, reference: Reference, twin_validation: tuple[Response, ...]) -> list[dict[str, Any]]:
+def oracle(
+    lab: Lab, twin: ChatModel, behaviour: Behaviour, reference: Reference, twin_validation: tuple[Response, ...]
+) -> list[dict[str, Any]]:
     """Return, per rank k, test recovery after removing the top k singular vectors of aligned minus helpful activations.
 
     Source layer and window are those with the best recovery on validation, at strength 1.
@@ -43,7 +45,7 @@ def oracle(lab: Lab, twin: ChatModel, behaviour: Behaviour, reference: Reference
     for rank in (k for k in RANKS if k <= basis.shape[1]):
         plans = [_plan(lab, basis[:, :rank], place) for place in places]
         best = max(plans, key=lambda plan: sum(recovery.agreement(_said(lab, validation, plan), twin_validation)))
-        found.append({"rank": rank, **_figures(_said(lab, test, best), reference, lab)})
+        found.append({"rank": rank, **_figures(_said(lab, test, best), reference)})
     return found
 
 
@@ -53,7 +55,7 @@ def layer_revert(lab: Lab, twin: ChatModel, behaviour: Behaviour, reference: Ref
     for first in range(lab.layers):
         with _reverted(lab.model, twin, first):
             said = lab.respond(behaviour.harmful["test"].prompts, max_new_tokens=lab.config.max_new_tokens)
-        curve.append({"first_layer": first, **_figures(said, reference, lab)})
+        curve.append({"first_layer": first, **_figures(said, reference)})
     return curve
 
 
@@ -71,8 +73,8 @@ def _said(lab: Lab, prompts: PromptSet, plan: EditPlan) -> tuple[Response, ...]:
         return lab.respond(prompts, max_new_tokens=lab.config.max_new_tokens)
 
 
-def _figures(said: tuple[Response, ...], reference: Reference, lab: Lab) -> dict[str, Any]:
-    refused = [v == "refuse" for v in judge_markers(said, max_new_tokens=lab.config.max_new_tokens)]
+def _figures(said: tuple[Response, ...], reference: Reference) -> dict[str, Any]:
+    refused = [v == "refuse" for v in judge_markers(said)]
     agreed = recovery.agreement(said, reference.twin or ())
     return {"refusal_rate": rate(refused).to_json(), "recovery": rate(list(agreed)).to_json()}
 

@@ -45,7 +45,7 @@ def _drift(measure: str, a: str, b: str, results: Mapping[str, Mapping[str, Any]
     return _row(measure, a, b, difference.to_json(), difference.p, "paired bootstrap", len(first))
 
 
-def _row(measure: str, a: str, b: str, difference: Mapping[str, Any], p: float, test: str, n: int) -> dict[str, Any]:  # noqa: PLR0913
+def _row(measure: str, a: str, b: str, difference: Mapping[str, Any], p: float, test: str, n: int) -> dict[str, Any]:
     kept = {key: difference[key] for key in ("value", "low", "high")}
     return {"measure": measure, "a": a, "b": b, "difference": kept, "p": p, "test": test, "n": n}
 

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from resect.edit.plan import EditPlan
 from resect.evaluation import drift, recovery
-from resect.evaluation.logprobs import next_token_logprobs
 from resect.evaluation.statistics import mean_of, rate
 from resect.evaluation.verdicts import judge_markers
 from resect.studies.arms import Choice, Recipe
@@ -36,8 +35,8 @@ def measure(lab: Lab, plan: EditPlan, behaviour: Behaviour, reference: Reference
     length = lab.config.max_new_tokens if reference.twin else lab.config.opening_tokens
     with lab.edited(plan):
         said = lab.respond([*harmful.prompts, *harmless.prompts], max_new_tokens=length)
-        logprobs = next_token_logprobs(lab.model, lab.render(harmless.prompts), batch_tokens=lab.config.batch_tokens)
-    refused = [v == "refuse" for v in judge_markers(said, max_new_tokens=length)]
+        logprobs = lab.first_logprobs(harmless.prompts)
+    refused = [v == "refuse" for v in judge_markers(said)]
     split = len(harmful.prompts)
     return {
         "strength": strength,
@@ -62,7 +61,9 @@ def summary(points: Sequence[Mapping[str, Any]], *, seed: int) -> list[dict[str,
     ]
 
 
-def matched(curves: Mapping[str, Sequence[Mapping[str, Any]]], *, refusal: float, pairs: Sequence[tuple[str, str]], seed: int) -> dict[str, Any]:
+def matched(
+    curves: Mapping[str, Sequence[Mapping[str, Any]]], *, refusal: float, pairs: Sequence[tuple[str, str]], seed: int
+) -> dict[str, Any]:
     """Return every arm's KL at the refusal rate, and ratios of KL between pairs of arms with bootstrap intervals.
 
     The bootstrap resamples harmful and harmless prompts, the same ones for every arm, and reads the KL off anew each time; an
@@ -70,11 +71,8 @@ def matched(curves: Mapping[str, Sequence[Mapping[str, Any]]], *, refusal: float
     """
     arrays = {arm: _arrays(points) for arm, points in curves.items()}
     arms = {arm: _reading(*a, refusal) for arm, a in arrays.items()}
-    return {
-        "refusal": refusal,
-        "arms": arms,
-        "ratios": [{"a": a, "b": b, "kl_ratio": _ratio(arrays[a], arrays[b], refusal, seed)} for a, b in pairs if a in arrays and b in arrays],
-    }
+    ratios = [{"a": a, "b": b, "kl_ratio": _ratio(arrays[a], arrays[b], refusal, seed)} for a, b in pairs]
+    return {"refusal": refusal, "arms": arms, "ratios": ratios}
 
 
 def _arrays(points: Sequence[Mapping[str, Any]]) -> tuple[Floats, Floats, Floats]:

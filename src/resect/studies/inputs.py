@@ -4,14 +4,16 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import combinations
+from typing import Literal
 
 from resect.atoms import Atom
 from resect.config import SRAConfig
 from resect.errors import UserError, unknown_name
 from resect.models.load import ChatModel
 from resect.organism.shipped import Organism
-from resect.prompts import PromptSet, check_disjoint, split_by_hash
+from resect.prompts import Prompt, PromptSet, check_disjoint, near_duplicates, split_by_hash
 
+Part = Literal["extract", "validation", "test"]
 SHARES = {"extract": 0.5, "validation": 0.2, "test": 0.3}
 """Shares of a prompt file that build directions, choose settings and score results."""
 FEWEST = 8
@@ -92,13 +94,13 @@ def from_organism(organism: Organism, *, config: SRAConfig) -> StudyInputs:
     """Return the organism's own prompts, atoms and twin; the harmless side is unmatched for extraction and both kinds after it."""
     language = organism.language
 
-    def benign(part: str) -> PromptSet:
+    def benign(part: Part) -> PromptSet:
         prompts = language.harmless(part).prompts + language.matched(part).prompts
         return PromptSet(f"harmless/{part}", _mixed(prompts), "organism")
 
     sizes = _sizes(config)
-    harmful = {part: language.harmful(part).first(n) for part, n in sizes.items()}
-    harmless = {"extract": language.harmless("extract"), "validation": benign("validation"), "test": benign("test")}
+    harmful: dict[str, PromptSet] = {part: language.harmful(part).first(n) for part, n in sizes.items()}
+    harmless: dict[Part, PromptSet] = {"extract": language.harmless("extract"), "validation": benign("validation"), "test": benign("test")}
     return StudyInputs(
         model=organism.aligned(),
         harmful=Split(**harmful),
@@ -123,16 +125,17 @@ def gamma_atom(inputs: StudyInputs, config: SRAConfig) -> str:
     return "deception" if "deception" in targets else targets[0]
 
 
-def _sizes(config: SRAConfig) -> dict[str, int]:
+def _sizes(config: SRAConfig) -> dict[Part, int]:
     return {"extract": config.extract_prompts, "validation": config.validation_prompts, "test": config.test_prompts}
 
 
 def _split(prompts: PromptSet, config: SRAConfig) -> Split:
     parts = split_by_hash(prompts, SHARES, seed=config.seed)
-    return Split(**{name: PromptSet(parts[name].name, _mixed(parts[name].prompts), prompts.source).first(n) for name, n in _sizes(config).items()})
+    mixed = {name: PromptSet(part.name, _mixed(part.prompts), prompts.source) for name, part in parts.items()}
+    return Split(**{name: mixed[name].first(n) for name, n in _sizes(config).items()})
 
 
-def _mixed(prompts: tuple) -> tuple:
+def _mixed(prompts: tuple[Prompt, ...]) -> tuple[Prompt, ...]:
     """Return the prompts in hash order: files are often sorted by category, and the first n should be a fair sample."""
     return tuple(sorted(prompts, key=lambda p: p.key))
 
@@ -149,13 +152,12 @@ def _check_atoms_apart(atoms: tuple[Atom, ...], sets: Mapping[str, PromptSet]) -
     for name, prompts in sets.items():
         shared = next((p for p in prompts if p.text in texts), None)
         if shared is not None:
-            raise UserError(f"Prompt {shared.key} stands in atom {texts[shared.text]!r} and in the {name} prompts; atoms must be apart, drop it from one.")
+            atom = texts[shared.text]
+            raise UserError(f"Prompt {shared.key} stands in atom {atom!r} and in the {name} prompts; they must be apart, drop it from one.")
 
 
 def near_twins(inputs: StudyInputs) -> int:
     """Return how many near-duplicate pairs cross two splits: they weaken the split, so the report counts them."""
-    from resect.prompts import near_duplicates
-
     return sum(
         len(near_duplicates({a: first, b: second}))
         for split in (inputs.harmful, inputs.harmless)

@@ -4,9 +4,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from jaxtyping import Float
+from torch import Tensor
+
 from resect.config import SRAConfig
 from resect.edit import hooks
 from resect.edit.plan import EditPlan
+from resect.evaluation.logprobs import next_token_logprobs
 from resect.generation import Response, read, respond
 from resect.models.chat import Rendered, render
 from resect.models.load import ChatModel
@@ -42,9 +46,11 @@ class Lab:
 
     def respond(self, prompts: Iterable[Prompt], *, max_new_tokens: int, model: ChatModel | None = None) -> tuple[Response, ...]:
         """Return the greedy responses of the model as it is now (inside `edited`, of the edited one), or of another model."""
-        return respond(
-            model or self.model, self.render(prompts), max_new_tokens=max_new_tokens, batch_tokens=self.config.batch_tokens
-        )
+        return respond(model or self.model, self.render(prompts), max_new_tokens=max_new_tokens, batch_tokens=self.config.batch_tokens)
+
+    def first_logprobs(self, prompts: Iterable[Prompt]) -> Float[Tensor, "prompt vocab"]:
+        """Return the log-probabilities of the first response token."""
+        return next_token_logprobs(self.model, self.render(prompts), batch_tokens=self.config.batch_tokens)
 
     def read(self, prompts: Sequence[Prompt], tokens: Sequence[Sequence[int]]) -> tuple[Response, ...]:
         """Return stored token ids as responses."""

@@ -26,7 +26,9 @@ FEWEST_HARD = 4
 """Fewest still-refusing prompts that a direction is fitted on."""
 
 
-def run_passes(lab: Lab, recipe: Recipe, choice: Choice, materials: Materials, behaviour: Behaviour, reference: Reference) -> list[dict[str, Any]]:  # noqa: PLR0913
+def run_passes(
+    lab: Lab, recipe: Recipe, choice: Choice, *, materials: Materials, behaviour: Behaviour, reference: Reference
+) -> list[dict[str, Any]]:
     """Return one entry per pass: test figures, atom spectrum and R^2 of that pass's direction, and why it was the last."""
     layer = choice.source if choice.source is not None else int(choice.strengths(recipe.profile).argmax())
     strengths = choice.strengths(recipe.profile)
@@ -60,7 +62,7 @@ def _still_refusing(lab: Lab, behaviour: Behaviour, plan: EditPlan) -> PromptSet
     prompts = behaviour.harmful["extract"].prompts
     with lab.edited(plan):
         said = lab.respond(prompts, max_new_tokens=lab.config.opening_tokens)
-    verdicts = judge_markers(said, max_new_tokens=lab.config.opening_tokens)
+    verdicts = judge_markers(said)
     return prompts.where([v == "refuse" or behaviour.echo.heard_in(r) for v, r in zip(verdicts, said, strict=True)])
 
 

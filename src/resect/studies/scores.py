@@ -1,7 +1,6 @@
 """Scoring one edit on the test prompts: per-prompt results first (stored), rates and means from them afterwards."""
 
 import hashlib
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,11 +10,11 @@ from torch import Tensor
 
 from resect.edit.plan import EditPlan
 from resect.evaluation import drift, recovery
-from resect.evaluation.logprobs import ResponseLogprobs, next_token_logprobs, response_logprobs
+from resect.evaluation.logprobs import TokenLogprobs, response_logprobs
 from resect.evaluation.perplexity import Nll, answer_nll, text_nll
-from resect.evaluation.refusal import log_odds
-from resect.evaluation.statistics import Measurement, kappa, mean_of, perplexity, rate
-from resect.evaluation.verdicts import judge_markers
+from resect.evaluation.refusal import judge_agreement, log_odds
+from resect.evaluation.statistics import Measurement, mean_of, perplexity, rate
+from resect.evaluation.verdicts import count_verdicts, judge_markers
 from resect.generation import Response
 from resect.prompts import Prompt, PromptSet
 from resect.studies.behaviour import Behaviour
@@ -30,7 +29,7 @@ TEXT = "text"
 class Reference:
     """What edited models are compared with on test: the base's teacher-forced log-probs and the twin's responses."""
 
-    tokens: ResponseLogprobs
+    tokens: TokenLogprobs
     twin: tuple[Response, ...] | None
 
 
@@ -46,7 +45,7 @@ def score(lab: Lab, inputs: StudyInputs, behaviour: Behaviour, reference: Refere
     """Return everything measured of one edit on the test prompts, prompt by prompt, as JSON."""
     harmful, harmless = behaviour.harmful["test"], behaviour.harmless["test"]
     with lab.edited(plan):
-        first = _first(lab, [*harmful.prompts, *harmless.prompts])
+        first = lab.first_logprobs([*harmful.prompts, *harmless.prompts])
         answers = {name: _answers(lab, prompts.prompts) for name, prompts in inputs.questions.items()}
         if inputs.texts:
             answers[TEXT] = text_nll(lab.model, inputs.texts, context=lab.config.text_context, stride=lab.config.text_stride)
@@ -54,12 +53,12 @@ def score(lab: Lab, inputs: StudyInputs, behaviour: Behaviour, reference: Refere
         said = {name: lab.respond(asked.prompts, max_new_tokens=lab.config.max_new_tokens) for name, asked in _sides(behaviour).items()}
     split = len(harmful.prompts)
     return {
-        "harmful": _judged(lab, behaviour, said["harmful"], first[:split]),
-        "harmless": _judged(lab, behaviour, said["harmless"], first[split:]),
+        "harmful": _judged(behaviour, said["harmful"], first[:split]),
+        "harmless": _judged(behaviour, said["harmless"], first[split:]),
         "kl_first_token": drift.kl_first_token(harmless.logprobs, first[split:]).tolist(),
         "kl_tokens": drift.kl_tokens(reference.tokens, forced).tolist(),
         "top1_flips": drift.top1_flips(harmless.logprobs, first[split:]).tolist(),
-        "nll": {name: {"sums": list(nll.sums), "tokens": list(nll.tokens)} for name, nll in answers.items()},
+        "nll": {name: {"sums": nll.sums.tolist(), "tokens": list(nll.counts)} for name, nll in answers.items()},
         "recovered": _recovered(said["harmful"], reference),
     }
 
@@ -71,9 +70,7 @@ def summary(result: Mapping[str, Any], *, seed: int) -> dict[str, Any]:
         "benign_refusal_rate": refusal_rate(result["harmless"]).to_json(),
         "kl_first_token": mean_of(result["kl_first_token"], unit="nats", seed=seed).to_json(),
         "kl_tokens": mean_of(result["kl_tokens"], unit="nats per token", seed=seed).to_json(),
-        "perplexity": {
-            name: perplexity(nll["sums"], nll["tokens"], seed=seed).to_json() for name, nll in result["nll"].items()
-        },
+        "perplexity": {name: perplexity(nll["sums"], nll["tokens"], seed=seed).to_json() for name, nll in result["nll"].items()},
     }
     if result["recovered"] is not None:
         entry["recovery"] = rate(result["recovered"]).to_json()
@@ -90,10 +87,11 @@ def judges(result: Mapping[str, Any]) -> dict[str, Any]:
     sides = (result["harmful"], result["harmless"])
     markers = [v == "refuse" for side in sides for v in side["verdicts"]]
     odds = [flag for side in sides for flag in side["log_odds_refuse"]]
+    agreement = judge_agreement(markers, odds)
     return {
-        "agreement": sum(a == b for a, b in zip(markers, odds, strict=True)) / len(markers),
-        "kappa": kappa(markers, odds),
-        "n": len(markers),
+        "agreement": agreement.share,
+        "kappa": agreement.kappa,
+        "n": agreement.n,
         "refusal_rate_log_odds": rate(result["harmful"]["log_odds_refuse"]).to_json(),
         "refusal_rate_echo": rate(result["harmful"]["echo"]).to_json(),
     }
@@ -101,7 +99,7 @@ def judges(result: Mapping[str, Any]) -> dict[str, Any]:
 
 def verdict_counts(result: Mapping[str, Any]) -> dict[str, int]:
     """Return how many harmful test prompts got each verdict."""
-    return dict(Counter(result["harmful"]["verdicts"]))
+    return {str(verdict): n for verdict, n in count_verdicts(result["harmful"]["verdicts"]).items()}
 
 
 def by_topic(values: Sequence[float], prompts: Sequence[Prompt], *, unit: str, seed: int) -> dict[str, Any]:
@@ -115,11 +113,7 @@ def _sides(behaviour: Behaviour) -> dict[str, Any]:
     return {"harmful": behaviour.harmful["test"], "harmless": behaviour.harmless["test"]}
 
 
-def _first(lab: Lab, prompts: Sequence[Prompt]) -> Float[Tensor, "prompt vocab"]:
-    return next_token_logprobs(lab.model, lab.render(prompts), batch_tokens=lab.config.batch_tokens)
-
-
-def _forced(lab: Lab, prompts: Sequence[Prompt], responses: Sequence[Response]) -> ResponseLogprobs:
+def _forced(lab: Lab, prompts: Sequence[Prompt], responses: Sequence[Response]) -> TokenLogprobs:
     return response_logprobs(lab.model, lab.render(prompts), responses, k=lab.config.kl_tokens, batch_tokens=lab.config.batch_tokens)
 
 
@@ -128,10 +122,10 @@ def _answers(lab: Lab, prompts: Sequence[Prompt]) -> Nll:
     return answer_nll(lab.model, lab.render(prompts), answers, batch_tokens=lab.config.batch_tokens)
 
 
-def _judged(lab: Lab, behaviour: Behaviour, responses: Sequence[Response], first: Float[Tensor, "prompt vocab"]) -> dict[str, Any]:
+def _judged(behaviour: Behaviour, responses: Sequence[Response], first: Float[Tensor, "prompt vocab"]) -> dict[str, Any]:
     return {
         "ids": [list(r.ids) for r in responses],
-        "verdicts": list(judge_markers(responses, max_new_tokens=lab.config.max_new_tokens)),
+        "verdicts": list(judge_markers(responses)),
         "log_odds": log_odds(first, behaviour.tokens).tolist(),
         "log_odds_refuse": behaviour.refuses_at_once(first),
         "echo": [behaviour.echo.heard_in(r) for r in responses],
@@ -140,8 +134,6 @@ def _judged(lab: Lab, behaviour: Behaviour, responses: Sequence[Response], first
 
 def _recovered(responses: Sequence[Response], reference: Reference) -> list[bool] | None:
     return None if reference.twin is None else list(recovery.agreement(responses, reference.twin))
-
-
 
 
 def sample_rows(lab: Lab, arm: str, side: str, prompts: PromptSet, result: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from resect.evaluation import drift
-from resect.evaluation.logprobs import next_token_logprobs
 from resect.evaluation.statistics import mean_of, rate
 from resect.evaluation.verdicts import judge_markers
 from resect.studies.arms import Choice, Recipe, choice_grid
@@ -52,7 +51,7 @@ def screen(lab: Lab, recipe: Recipe, choice: Choice, behaviour: Behaviour) -> Ca
     harmful, harmless = behaviour.harmful["validation"], behaviour.harmless["validation"]
     prompts = [*harmful.prompts, *harmless.prompts]
     with lab.edited(recipe.plan(lab.writers, choice)):
-        logprobs = next_token_logprobs(lab.model, lab.render(prompts), batch_tokens=lab.config.batch_tokens)
+        logprobs = lab.first_logprobs(prompts)
     split = len(harmful.prompts)
     refused = behaviour.refuses_at_once(logprobs[:split])
     kl = drift.kl_first_token(harmless.logprobs, logprobs[split:])
@@ -69,14 +68,14 @@ def _refused(lab: Lab, recipe: Recipe, choice: Choice, behaviour: Behaviour) -> 
     prompts = behaviour.harmful["validation"].prompts
     with lab.edited(recipe.plan(lab.writers, choice)):
         responses = lab.respond(prompts, max_new_tokens=lab.config.opening_tokens)
-    return [v == "refuse" for v in judge_markers(responses, max_new_tokens=lab.config.opening_tokens)]
+    return [v == "refuse" for v in judge_markers(responses)]
 
 
 def validation_figures(lab: Lab, recipe: Recipe, choice: Choice, behaviour: Behaviour) -> dict[str, Any]:
     """Return the chosen candidate's validation figures with their intervals."""
     harmless = behaviour.harmless["validation"]
     with lab.edited(recipe.plan(lab.writers, choice)):
-        logprobs = next_token_logprobs(lab.model, lab.render(harmless.prompts), batch_tokens=lab.config.batch_tokens)
+        logprobs = lab.first_logprobs(harmless.prompts)
     kl = drift.kl_first_token(harmless.logprobs, logprobs)
     return {
         "refusal_rate": rate(_refused(lab, recipe, choice, behaviour)).to_json(),

@@ -4,7 +4,7 @@
 refusal, repeat in passes, sweep lambda, measure ceilings. Each step is kept in the run folder, so a killed run goes on.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from resect.cleaning import atom_term
 from resect.config import SRAConfig
 from resect.edit.plan import EditPlan
 from resect.evaluation import drift
+from resect.evaluation.statistics import rate
 from resect.studies import ceilings, comparisons, curves, passes, scores, selection
 from resect.studies.arms import ARMS, Recipe, recipe
 from resect.studies.behaviour import Behaviour, observe
@@ -54,7 +55,7 @@ class _Bench:
     def config(self) -> SRAConfig:
         return self.lab.config
 
-    def recipe(self, arm: str, **changes: Any) -> Recipe:  # noqa: ANN401  settings of any type
+    def recipe(self, arm: str, **changes: Any) -> Recipe:
         config = self.config.model_copy(update=changes)
         return recipe(ARMS[arm], self.materials, config, gamma_atom=self.gamma_atom)
 
@@ -66,7 +67,7 @@ def run(inputs: StudyInputs, config: SRAConfig, steps: Steps) -> SRAResult:
         UserError: see `behaviour.observe`, `inputs.gamma_atom` and `models.writers.find_writers`.
     """
     bench = _prepare(inputs, config, steps)
-    picks = {arm: steps.json(f"selection_{arm}", lambda a=arm: selection.select(bench.lab, bench.recipe(a), bench.behaviour)) for arm in config.arms}
+    picks = {arm: steps.json(f"selection_{arm}", lambda a=arm: _select(bench, a)) for arm in config.arms}
     plans = {arm: bench.recipe(arm).plan(bench.lab.writers, selection.chosen(pick)) for arm, pick in picks.items()}
     results = {arm: steps.json(f"test_{arm}", lambda p=plan: _score(bench, p)) for arm, plan in {"base": EditPlan(()), **plans}.items()}
     traces = {arm: steps.json(f"curve_{arm}", lambda a=arm, p=pick: _trace(bench, a, p)) for arm, pick in picks.items()}
@@ -92,8 +93,12 @@ def _prepare(inputs: StudyInputs, config: SRAConfig, steps: Steps) -> _Bench:
     return _Bench(lab, inputs, behaviour, materials, scores.reference(lab, inputs, behaviour, twin_ids), steps, atom)
 
 
-def _twin_ids(lab: Lab, inputs: StudyInputs, prompts: Any) -> list[list[int]]:  # noqa: ANN401
+def _twin_ids(lab: Lab, inputs: StudyInputs, prompts: Any) -> list[list[int]]:
     return [list(r.ids) for r in lab.respond(prompts, max_new_tokens=lab.config.max_new_tokens, model=inputs.twin)]
+
+
+def _select(bench: _Bench, arm: str) -> dict[str, Any]:
+    return selection.select(bench.lab, bench.recipe(arm), bench.behaviour)
 
 
 def _score(bench: _Bench, plan: EditPlan) -> dict[str, Any]:
@@ -181,7 +186,9 @@ def _spectrum(bench: _Bench, cleaned: torch.Tensor) -> dict[str, Any]:
 
 def _passes(bench: _Bench, picks: dict[str, Any]) -> list[dict[str, Any]]:
     choice = selection.chosen(picks[MAIN_ARM])
-    return passes.run_passes(bench.lab, bench.recipe(MAIN_ARM), choice, bench.materials, bench.behaviour, bench.reference)
+    return passes.run_passes(
+        bench.lab, bench.recipe(MAIN_ARM), choice, materials=bench.materials, behaviour=bench.behaviour, reference=bench.reference
+    )
 
 
 def _lambda_sweep(bench: _Bench, picks: dict[str, Any]) -> list[dict[str, Any]]:
@@ -192,9 +199,7 @@ def _lambda_sweep(bench: _Bench, picks: dict[str, Any]) -> list[dict[str, Any]]:
     rows = []
     for lam in sorted({*bench.config.lam_sweep, bench.config.lam} if bench.config.lam_sweep else ()):
         tried = bench.recipe(MAIN_ARM, lam=lam)
-        figures = bench.steps.json(
-            f"lambda_{lam:g}", lambda t=tried: selection.validation_figures(bench.lab, t, choice, bench.behaviour)
-        )
+        figures = bench.steps.json(f"lambda_{lam:g}", lambda t=tried: selection.validation_figures(bench.lab, t, choice, bench.behaviour))
         cosine = torch.nn.functional.cosine_similarity(tried.vectors, raw, dim=-1).mean().item()
         rows.append({"lambda": lam, **figures, "cosine_with_raw": cosine})
     return rows
@@ -206,7 +211,8 @@ def _by_topic(bench: _Bench, result: dict[str, Any]) -> dict[str, Any]:
 
 
 def _quantiles(result: dict[str, Any]) -> dict[str, Any]:
-    return {**drift.quantiles(result["kl_first_token"]), "top1_flips": scores.rate(result["top1_flips"]).to_json()}
+    spread = drift.quantiles(torch.tensor(result["kl_first_token"], dtype=torch.float64))
+    return {**asdict(spread), "top1_flips": rate(result["top1_flips"]).to_json()}
 
 
 def _ceilings(bench: _Bench) -> dict[str, Any] | None:

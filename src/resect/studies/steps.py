@@ -25,7 +25,7 @@ class Steps:
         self.on_step = on_step or (lambda _: None)
         self.seconds: dict[str, float] = {}
 
-    def json(self, name: str, compute: Callable[[], Any]) -> Any:  # noqa: ANN401  JSON is what it is
+    def json(self, name: str, compute: Callable[[], Any]) -> Any:
         """Return the step's JSON value, computed or read back."""
         path = self.folder / "steps" / f"{name}.json"
         self.on_step(name)

@@ -1,0 +1,189 @@
+import importlib.util
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from resect.errors import UserError
+from resect.report.build import build_report
+from resect.report.figures import FIGURES
+
+
+def _example() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("example_run", Path(__file__).parent / "example_run.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+example = _example()
+HOSTILE = '</td><script>alert(1)</script><img src=x onerror="alert(2)">&amp; \ud83d'
+
+
+class Elements(HTMLParser):
+    """Collects every tag with its attributes, and the text outside of style."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return build_report(example.write_run(tmp_path_factory.mktemp("run"))).read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> str:
+    run = example.write_run(tmp_path_factory.mktemp("bare"), twin=False, texts=False, layers=3, random_wins=True)
+    optional = (
+        "passes",
+        "lambda_sweep",
+        "judges",
+        "drift_by_topic",
+        "forecast",
+        "spectrum",
+        "verdicts",
+        "drift_quantiles",
+        "decomposition",
+        "prompts",
+        "curves",
+    )
+    return build_report(example.without(run, *optional)).read_text(encoding="utf-8")
+
+
+def test_every_figure_is_drawn_twice_with_its_caption(page: str) -> None:
+    parsed = Elements(page)
+    assert sum(tag == "svg" for tag, _ in parsed.tags) == 2 * len(FIGURES) + 2
+    for spec in FIGURES:
+        assert spec.caption in parsed.text
+        assert spec.missing not in parsed.text
+
+
+def test_every_arm_is_named_in_its_order(page: str) -> None:
+    rows = re.search(r'id="numbers".*?<tbody>(.*?)</tbody>', page, re.S)
+    assert rows
+    names = [re.sub("<[^>]*>", "", name.partition("<small>")[0]) for name in re.findall(r"<th scope=\"row\"[^>]*>(.*?)</th>", rows[1])]
+    assert names == ["base", "standard", "projected", "sra", "whitened", "combined", "standard_sra_strength", "sra_flat", "random_atoms"]
+
+
+def test_nothing_refers_outside_and_nothing_runs(page: str, bare: str) -> None:
+    for text in (page, bare):
+        parsed = Elements(text)
+        assert not {"script", "link", "img", "iframe", "object", "base", "form", "use", "image"} & {tag for tag, _ in parsed.tags}
+        for tag, attributes in parsed.tags:
+            assert not [name for name in attributes if name.startswith("on") or name in ("src", "xlink:href")], tag
+            assert (attributes.get("href") or "#").startswith("#")
+        assert "@import" not in text
+        assert not re.search(r"url\((?!#)", text)
+        assert "://" not in text
+
+
+def test_ids_are_unique_and_references_resolve(page: str) -> None:
+    tags = Elements(page).tags
+    ids = [attributes["id"] for _, attributes in tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    assert {(attributes["href"] or "")[1:] for tag, attributes in tags if tag == "a"} <= set(ids)
+    assert set(re.findall(r"url\(#([^)]*)\)", page)) <= set(ids)
+
+
+def test_every_colour_of_a_chart_follows_the_theme(page: str) -> None:
+    charts = " ".join(re.findall(r"<svg.*?</svg>", page, re.S))
+    assert not re.search(r'(?:fill|stroke)="(?!var\(--[a-z0-9_-]+\)|none|transparent)[^"]', charts)
+    used = set(re.findall(r"var\(--([a-z0-9_-]+)\)", page))
+    light, _, dark = page.partition("prefers-color-scheme")
+    for name in used:
+        assert f"--{name}:" in light
+        assert f"--{name}:" in dark
+
+
+def test_hostile_output_and_names_are_escaped(tmp_path: Path) -> None:
+    run = example.write_run(tmp_path / "run", hostile=HOSTILE)
+    for name in ("study.json", "evaluation.json"):
+        text = (run / name).read_text(encoding="utf-8")
+        for known in ("whitened", "test-organism", "curiosity", "wikitext", "free advice"):
+            text = text.replace(known, known + "<script>x</script>")
+        (run / name).write_text(text, encoding="utf-8")
+    parsed = Elements(build_report(run).read_text(encoding="utf-8"))
+    assert not {"script", "img"} & {tag for tag, _ in parsed.tags}
+    assert parsed.text.count("<script>alert(1)</script>") == 3
+    assert "whitened<script>" in parsed.text
+
+
+def test_missing_parts_are_said_in_words(bare: str) -> None:
+    text = Elements(bare).text
+    drawn = {"tradeoff", "strength", "perplexity"}
+    for spec in FIGURES:
+        assert (spec.missing in text) == (spec.name not in drawn), spec.name
+    for words in (
+        "No forecast was made",
+        "there is no helpful twin",
+        "The cosines with the atoms were not recorded",
+        "Only one judge",
+        "was not split",
+    ):
+        assert words in text
+
+
+def test_hashes_stand_in_for_texts(bare: str) -> None:
+    text = Elements(bare).text
+    assert "Texts were not kept" in text
+    assert "undefined" not in text.lower()
+    assert "None" not in text
+
+
+def test_the_page_follows_from_the_results_alone(page: str, tmp_path: Path) -> None:
+    run = example.write_run(tmp_path / "elsewhere")
+    (run / "timings.json").write_text('{"seconds": {}, "total": 99.0}', encoding="utf-8")
+    again = build_report(run)
+    assert again == run / "report.html"
+    assert again.read_text(encoding="utf-8") == page
+    assert [path.name for path in run.iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_large_model_stays_below_three_megabytes(tmp_path: Path) -> None:
+    assert build_report(example.write_run(tmp_path / "run", layers=64)).stat().st_size < 3_000_000
+
+
+@pytest.mark.parametrize("name", ["run.toml", "evaluation.json", "study.json", "samples.jsonl"])
+def test_an_unfinished_run_names_the_missing_file_and_what_to_run(tmp_path: Path, name: str) -> None:
+    run = example.write_run(tmp_path / "run")
+    (run / name).unlink()
+    with pytest.raises(UserError, match=rf"is not a finished run: {re.escape(name)} is missing; .*resect sra MODEL --out"):
+        build_report(run)
+    assert not (run / "report.html").exists()
+
+
+def test_a_folder_that_does_not_exist(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is not a finished run"):
+        build_report(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("study.json", "{", "study.json is not valid JSON"),
+        ("study.json", "[]", "has format None, but this version reads 'resect.study/1'"),
+        ("evaluation.json", '{"format": "resect.evaluation/2"}', "has format 'resect.evaluation/2'"),
+        ("evaluation.json", '{"format": "resect.evaluation/1", "model": "m", "arms": {}}', "lacks 'arms'"),
+        ("samples.jsonl", '{"arm": "sra"}\nnot json\n', "samples.jsonl, line 2, is not valid JSON"),
+        ("samples.jsonl", "[1]\n", "samples.jsonl, line 1, holds list instead of an object"),
+    ],
+)
+def test_a_broken_file_is_named(tmp_path: Path, name: str, text: str, words: str) -> None:
+    run = example.write_run(tmp_path / "run")
+    (run / name).write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=re.escape(words)):
+        build_report(run)
