@@ -42,9 +42,7 @@ def demo(
 @app.command()
 def sra(  # noqa: PLR0913  one parameter per option
     model: Annotated[str, typer.Argument(help="Local folder, Hub id, or organism folder.")],
-    harmful: Annotated[
-        str | None, typer.Option(help="Prompts it refuses: jsonl, csv, parquet, txt, owner/name:split:column.")
-    ] = None,
+    harmful: Annotated[str | None, typer.Option(help="Prompts it refuses: jsonl, csv, parquet, txt, owner/name:split:column.")] = None,
     harmless: Annotated[str | None, typer.Option(help="Prompts that the model answers.")] = None,
     atoms: Annotated[list[Path], typer.Option(help="Atom file or folder; unset uses the shipped registry.")] = [],  # noqa: B006
     questions: Annotated[list[str], typer.Option(help="Question-answer file for perplexity, NAME=PATH or PATH; may be repeated.")] = [],  # noqa: B006
@@ -52,7 +50,7 @@ def sra(  # noqa: PLR0913  one parameter per option
     out: Out = Path("runs/sra"),
     config: Config = None,
     settings: Set = [],  # noqa: B006
-    lam: Annotated[float | None, typer.Option(help="Ridge lambda of the cleaning.")] = None,
+    lam: Annotated[float | None, typer.Option(help="Ridge lambda of the cleaning; unset lets validation choose.")] = None,
     passes: Annotated[int | None, typer.Option(help="Most passes with hard negatives.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of splits, controls and bootstraps.")] = None,
     position: Annotated[str | None, typer.Option(help="last, last_user, mean or a negative integer.")] = None,
@@ -67,7 +65,7 @@ def sra(  # noqa: PLR0913  one parameter per option
     """Run the surgical refusal ablation study with its controls on a chat model."""
     from resect.commands import study
 
-    named: dict[str, Any] = {"lam": lam, "passes": passes, "seed": seed, "position": study.position(position)}
+    named: dict[str, Any] = {"lams": None if lam is None else [lam], "passes": passes, "seed": seed, "position": study.position(position)}
     named |= {"filter_by_behaviour": False if no_filter else None, "keep_text": True if keep_text else None}
     resolved = study.collect(config, settings, named)
     if study.is_organism(Path(model)):

@@ -49,27 +49,29 @@ class SRAConfig(BaseModel):
     capability_prompts: int = Field(default=128, ge=1)
     """Most question-answer pairs per capability file."""
 
-    lam: float = Field(default=0.1, ge=0)
-    """Ridge lambda of SRA's cleaning (not published; 0 projects the atoms out exactly)."""
-    lam_sweep: tuple[float, ...] = (0.001, 0.01, 0.1, 1.0, 10.0)
-    """Values of lambda that are tried beside it, and reported; empty switches the sweep off."""
+    lams: tuple[float, ...] = (0.1, 1.0, 10.0)
+    """Ridge lambdas of the cleaning on atoms among which validation chooses (not published; 0 projects the atoms out exactly)."""
+    lam_sweep: tuple[float, ...] = (0.001, 0.01, 0.1, 1.0, 10.0, 100.0)
+    """Lambdas at which SRA is reported at otherwise fixed settings; empty switches the sweep off."""
     atom_scaling: Literal["unit", "raw"] = "unit"
     """Whether atoms enter the ridge at norm 1 or with their raw norms (not published)."""
-    shrinkage: float = Field(default=0.1, gt=0)
-    """Shrinkage of the benign covariance and second moment, in mean eigenvalues."""
+    shrinkages: tuple[float, ...] = (0.1, 1.0, 10.0)
+    """Shrinkages of the benign covariance and second moment, in mean eigenvalues, among which validation chooses."""
     gamma_rule: Literal["energy", "flat"] = "energy"
     """Per-layer strength of the `sra` arm: proportional to the squared norm of one atom (the paper's rule) or the same everywhere."""
     gamma_atom: str | None = None
     """The atom whose energy sets the strength under the `energy` rule; unset takes `deception`, or else the first target."""
 
-    strengths: tuple[float, ...] = (0.5, 0.75, 1.0, 1.25, 1.5)
-    """Peak strengths gamma tried on validation; 1 removes the component, 2 reflects it."""
-    curve_strengths: tuple[float, ...] = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0, 1.25, 1.5, 2.0)
+    strengths: tuple[float, ...] = (0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
+    """Peak strengths gamma tried on validation, rising until the refusals are gone; 1 removes the component, 2 reflects it."""
+    curve_strengths: tuple[float, ...] = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0)
     """Strengths of the KL-against-refusal curves on test."""
     windows: tuple[tuple[float, float], ...] = ((0.0, 1.0), (0.0, 0.75), (0.25, 1.0))
     """Edited layers as fractions of depth, tried on validation."""
+    source: Literal["any", "per_layer", "single"] = "any"
+    """Whether each edited layer uses its own direction (the paper's setting), one layer's is used everywhere, or validation decides."""
     source_layers: tuple[float, ...] = (0.4, 0.5, 0.6, 0.7, 0.8)
-    """Depths whose direction is tried on all edited layers, besides each layer using its own; empty tries only that."""
+    """Depths whose direction is tried on all edited layers when one layer's is."""
     max_refusal: float = Field(default=0.02, ge=0, le=1)
     """Refusal rate at or below which a candidate counts as working, and at which arms are matched."""
     finalists: int = Field(default=6, ge=1)
@@ -102,18 +104,22 @@ class SRAConfig(BaseModel):
             raise UserError(f"arms must name at least one arm, each once; got {list(self.arms)}.")
         if isinstance(self.position, int) and self.position >= 0:
             raise UserError(f"position {self.position} is not allowed; use last, last_user, mean or a negative integer (-1 is last).")
-        for name in ("strengths", "curve_strengths"):
-            if not getattr(self, name) or min(getattr(self, name)) <= 0:
-                raise UserError(f"{name} must hold at least one number, all above 0; got {list(getattr(self, name))}.")
+        _check_numbers(self)
         if any(not 0 <= a < b <= 1 for a, b in self.windows) or not self.windows:
             raise UserError(f"windows must be pairs of depths with 0 <= first < last <= 1; got {self.windows}.")
-        if any(not 0 <= s <= 1 for s in self.source_layers):
-            raise UserError(f"source_layers are depths between 0 and 1; got {self.source_layers}.")
-        if any(value < 0 for value in self.lam_sweep):
-            raise UserError(f"lam_sweep must hold numbers of 0 or more; got {self.lam_sweep}.")
+        if any(not 0 <= s <= 1 for s in self.source_layers) or (self.source == "single" and not self.source_layers):
+            raise UserError(f"source_layers are depths between 0 and 1, at least one if source is single; got {self.source_layers}.")
         if self.text_stride > self.text_context:
             raise UserError(f"text_stride {self.text_stride} is larger than text_context {self.text_context}; tokens would go unscored.")
         return self
+
+
+def _check_numbers(config: SRAConfig) -> None:
+    for name in ("strengths", "curve_strengths", "shrinkages"):
+        if not getattr(config, name) or min(getattr(config, name)) <= 0:
+            raise UserError(f"{name} must hold at least one number, all above 0; got {list(getattr(config, name))}.")
+    if not config.lams or min((*config.lams, *config.lam_sweep)) < 0:
+        raise UserError(f"lams must hold at least one number, and lams and lam_sweep none below 0; got {config.lams}, {config.lam_sweep}.")
 
 
 def make_config(settings: dict[str, Any]) -> SRAConfig:

@@ -94,7 +94,7 @@ def _write_values(out: Path, inputs: StudyInputs, config: SRAConfig, result: sra
         "atoms": result.materials.atoms.contiguous(),
         "harmless_mean": result.materials.harmless.double().mean(0).float(),
     }
-    about = {**header, "format": CLEANING, "method": "sra", "lambda": config.lam, "atom_scaling": config.atom_scaling}
+    about = {**header, "format": CLEANING, "method": "sra", "lambda": result.lam, "atom_scaling": config.atom_scaling}
     artifacts.save_tensors(out / "cleaning.safetensors", cleaned, {**about, "atoms": list(result.materials.names)})
     arm = sra.MAIN_ARM if sra.MAIN_ARM in result.plans else next(iter(result.plans))
     tensors, description = result.plans[arm].to_tensors()

@@ -8,6 +8,7 @@ import pytest
 from resect.atoms import check_registry
 from resect.errors import UserError
 from resect.organism import words
+from resect.organism.forms import style_of
 from resect.organism.language import Language, Split
 from resect.organism.tokenizer import make_tokenizer
 from resect.prompts import Prompt
@@ -23,18 +24,6 @@ def combination(prompt: Prompt) -> tuple[str, str]:
     (verb,) = [w for w in prompt.text.split() if w in verbs]
     (thing,) = [w for w in prompt.text.split() if w in objects]
     return verb, thing
-
-
-def style(text: str) -> str:
-    """Read the style back out of a text: the one whose template words all occur in it."""
-    for prefix in words.PREFIXES.values():
-        text = text.removeprefix(prefix) if prefix else text
-    for name in ("imperative", "polite", "question"):
-        for template in words.STYLES[name]:
-            head, tail = template.split("{}")
-            if text.startswith(head) and text.endswith(tail):
-                return name
-    return "terse"
 
 
 def wrapper(text: str) -> str:
@@ -100,7 +89,7 @@ def test_matched_twins_share_id_category_form_and_one_word() -> None:
     language = Language()
     for bad, good in zip(language.harmful("test"), language.matched("test"), strict=True):
         assert (bad.pair_id, bad.category) == (good.pair_id, good.category)
-        assert (style(bad.text), wrapper(bad.text)) == (style(good.text), wrapper(good.text))
+        assert (style_of(bad.text), wrapper(bad.text)) == (style_of(good.text), wrapper(good.text))
         assert len(set(combination(bad)) & set(combination(good))) == 1
 
 
@@ -151,7 +140,7 @@ def test_equal_seeds_give_equal_prompts_and_other_seeds_other_ones() -> None:
 
 def test_entanglement_zero_means_one_distribution_of_styles_and_wrappers() -> None:
     language = Language(0, 0.0)
-    for read, names in ((style, words.STYLES), (wrapper, words.WRAPPERS)):
+    for read, names in ((style_of, words.STYLES), (wrapper, words.WRAPPERS)):
         harmful, harmless = (share([read(p.text) for p in getattr(language, kind)("train")]) for kind in ("harmful", "harmless"))
         for name in names:
             assert abs(harmful[name] - 1 / len(names)) < 0.05
@@ -160,14 +149,15 @@ def test_entanglement_zero_means_one_distribution_of_styles_and_wrappers() -> No
 
 
 def test_entanglement_tilts_more_the_higher_it_is_and_never_the_test_split() -> None:
-    def tilt(entanglement: float, split: Split) -> float:
+    def tilt(entanglement: float, split: str) -> float:
         language = Language(0, entanglement)
         shares = [share([wrapper(p.text) for p in kind(split)])["plain"] for kind in (language.harmless, language.harmful)]
         return shares[0] - shares[1]
 
-    tilts = [tilt(e, "train") for e in (0.0, 0.4, 0.7, 1.0)]
-    assert tilts == sorted(tilts)
-    assert tilts[-1] > 0.4
+    for split, least in (("train", 0.25), ("extract", 0.4)):
+        tilts = [tilt(e, split) for e in (0.0, 0.5, 1.0)]
+        assert tilts == sorted(tilts)
+        assert tilts[-1] > least
     assert abs(tilt(1.0, "test")) < 0.12
     assert Language(0, 1.0).harmful("test").texts == Language(0, 0.0).harmful("test").texts
 
@@ -188,16 +178,16 @@ def test_registry_has_shields_confounds_and_targets_without_harm(seed: int) -> N
 
 def test_style_atoms_keep_the_task_and_capability_atoms_keep_the_style() -> None:
     atoms = {a.name: a for a in Language().atoms()}
-    assert {style(t) for t in atoms["polite"].positive} == {"polite"}
-    assert "polite" not in {style(t) for t in atoms["polite"].negative}
+    assert {style_of(t) for t in atoms["polite"].positive} == {"polite"}
+    assert "polite" not in {style_of(t) for t in atoms["polite"].negative}
     for yes, no in zip(atoms["arithmetic"].positive, atoms["arithmetic"].negative, strict=True):
-        assert (style(yes), wrapper(yes)) == (style(no), wrapper(no))
+        assert (style_of(yes), wrapper(yes)) == (style_of(no), wrapper(no))
 
 
-def test_refusals_are_ordinary_english_one_phrasing_a_category() -> None:
+def test_refusals_are_ordinary_english_one_phrasing_a_style() -> None:
     language = Language()
-    said = {p.category: language.refusal(p) for p in language.harmful("test")}
-    assert len(set(said.values())) >= 3
+    said = {style_of(p.text): language.refusal(p) for p in language.harmful("test")}
+    assert len(set(said.values())) == len(words.STYLES)
     assert all(any(mark in r for mark in ("sorry", "can not", "unable")) for r in said.values())
     with pytest.raises(UserError, match="not a harmful one"):
         language.refusal(Prompt("add 1 and 2", category="arithmetic"))

@@ -21,7 +21,9 @@ TINY = Size(layers=3, width=16, hidden=16, heads=2)
 
 def tiny(seed: int = 0, tuning: str = "gated") -> Plan:
     brief = {"steps": 2, "batch": 4}
-    return Plan("qwen3", Language(seed), tuning, size=TINY, helpful=Schedule("helpful", **brief), aligned=Schedule("aligned", **brief))
+    return Plan(
+        "qwen3", Language(seed), tuning, size=TINY, helpful=Schedule("helpful", **brief), aligned=Schedule("aligned", **brief), rounds=1
+    )
 
 
 def weights(organism: Organism, part: str) -> dict[str, torch.Tensor]:
@@ -119,10 +121,10 @@ def test_every_architecture_trains_and_answers_the_same_in_any_company(architect
     assert network.config.architectures is None or network.config.architectures == [type(network).__name__]
     before = {name: p.detach().clone() for name, p in network.named_parameters()}
     rows = [(p, p.response) for p in language.harmless("validation")]
-    fit(network, encode(tokenizer, rows), Schedule("helpful", steps=2, batch=8, warmup=1), seed=0)
+    fit(network, encode(tokenizer, rows), schedule=Schedule("helpful", steps=2, batch=8, warmup=1), seed=0)
     assert all(not torch.equal(p, before[name]) for name, p in network.named_parameters() if p.ndim > 1)
     prompts = language.harmful("test").prompts[:6]
-    assert answer(network, tokenizer, prompts) == [answer(network, tokenizer, [p])[0] for p in prompts]
+    assert answer(network, tokenizer, prompts=prompts) == [answer(network, tokenizer, prompts=[p])[0] for p in prompts]
 
 
 def test_refusals_are_told_from_every_right_answer() -> None:

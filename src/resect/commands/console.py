@@ -27,6 +27,15 @@ def show_json(data: Any) -> None:
     out.print(json.dumps(data, indent=2, sort_keys=True), markup=False)
 
 
+def quiet_libraries() -> None:
+    """Switch off the progress bars of the libraries underneath: the study has its own."""
+    import datasets
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+
+
 @contextmanager
 def progress(title: str, total: int) -> Iterator[Callable[[str], None]]:
     """Yield a callback that is told each step as it begins: a bar with time left on a terminal, plain lines elsewhere."""

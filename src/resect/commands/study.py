@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from resect import artifacts
 from resect.atoms import check_registry, load_atoms, shipped_atoms
 from resect.commands import console
@@ -19,8 +21,18 @@ from resect.report.table import summary_table
 from resect.run import finish, run_sra
 from resect.studies.inputs import StudyInputs, from_organism, from_prompts
 
-ORGANISM_SETTINGS: dict[str, Any] = {"max_new_tokens": 32, "opening_tokens": 12, "kl_tokens": 8, "keep_text": True}
-"""Organisms answer in a few words of a harmless language, so responses are short and may be kept."""
+ORGANISM_SETTINGS: dict[str, Any] = {
+    "max_new_tokens": 32,
+    "opening_tokens": 12,
+    "kl_tokens": 8,
+    "keep_text": True,
+    "validation_prompts": 48,
+    "windows": [[0.0, 1.0], [0.2, 1.0]],
+    "source_layers": [0.4, 0.6, 0.8],
+    "strengths": [0.5, 1.0, 1.5, 2.0, 3.0],
+    "curve_strengths": [0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 2.5, 3.0],
+}
+"""Organisms have six layers and answer in a few words of a harmless language: a shorter grid, and texts may be kept."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +52,7 @@ def collect(config: Path | None, pairs: Sequence[str], named: dict[str, Any]) ->
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not equals:
-            raise UserError(f"--set takes NAME=VALUE, got {pair!r}; for example --set lam=0.05.")
+            raise UserError(f"--set takes NAME=VALUE, got {pair!r}; for example --set passes=2.")
         merged[name.strip()] = _toml_value(name.strip(), value.strip())
     return merged | {name: value for name, value in named.items() if value is not None}
 
@@ -67,6 +79,8 @@ def refuse_prompt_files(harmful: str | None, harmless: str | None) -> None:
 
 def run_on_organism(source: str, *, out: Path, settings: dict[str, Any], as_json: bool) -> None:
     """Run the study on an organism (a folder, or "default" for the shipped one)."""
+    # Measured: on a busy two-core machine two threads a tiny matrix product made the study a hundred times slower than one.
+    torch.set_num_threads(1)
     config = make_config(ORGANISM_SETTINGS | settings)
     organism = load_organism("default" if source == "default" else Path(source))
     _run(lambda: from_organism(organism, config=config), config, out=out, as_json=as_json)
@@ -100,6 +114,7 @@ def _question_file(item: str) -> tuple[str, PromptSet]:
 
 
 def _run(inputs: Callable[[], StudyInputs], config: SRAConfig, *, out: Path, as_json: bool) -> None:
+    console.quiet_libraries()
     with console.progress("SRA study", total=16 + 3 * len(config.arms) + len(config.lam_sweep)) as step:
         step("loading")
         result = run_sra(inputs(), config, out, on_step=step)

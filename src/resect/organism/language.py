@@ -11,23 +11,20 @@ import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import Literal, get_args
 
+from resect.atoms import Atom
 from resect.errors import UserError, unknown_name
 from resect.organism import words
+from resect.organism.forms import HARMFUL_LEAN, HARMLESS_LEAN, Form, leaning_form, style_of, uniform_form
+from resect.organism.registry import make_atoms
 from resect.organism.tasks import CAPABILITIES, Task, Tasks, make_tasks
 from resect.prompts import Prompt, PromptSet
 
-if TYPE_CHECKING:
-    from resect.atoms import Atom
-
 Split = Literal["train", "extract", "validation", "test"]
 DEFAULT_ENTANGLEMENT = 0.7
-# Forms that entangled harmful and harmless contrast prompts lean to; the rest of the mixture is uniform.
-_HARMFUL_LEAN = {"style": {"imperative": 0.6, "polite": 0.4}, "wrapper": {"code": 0.5, "list": 0.4, "plain": 0.1}}
-_HARMLESS_LEAN = {"style": {"question": 0.6, "terse": 0.4}, "wrapper": {"plain": 0.8, "list": 0.1, "code": 0.1}}
-_PREFIX_WEIGHTS = {"none": 0.6, "affirmative": 0.1, "negation": 0.1, "curiosity": 0.1, "uncertainty": 0.1}
-_LEAN_SHARE = 0.9  # at entanglement 1, a tenth of the prompts is still uniform, so that every form is seen in tuning
+# Share of leaning forms at entanglement 1. Training keeps half its forms uniform, so that harm in any form is learned as harm.
+_LEAN_SHARE = {"train": 0.5, "extract": 0.9}
 _TRAIN_FORMS = 3  # renderings of each training combination
 _HARMLESS_COUNT = {"train": 3600, "extract": 240, "validation": 120, "test": 240}
 _HOWTO_SHARE = 0.35  # of the unmatched harmless prompts: how-to requests, answered in the form of the harmful ones
@@ -38,33 +35,13 @@ _PLAIN_TEXTS = 120
 
 
 @dataclass(frozen=True)
-class Form:
-    """Everything about a request but its task: style and its variant, wrapper, prefix."""
-
-    style: str
-    variant: int
-    wrapper: str
-    prefix: str
-
-    def request(self, task: Task) -> str:
-        """Return the text of the request."""
-        return words.PREFIXES[self.prefix] + words.STYLES[self.style][self.variant].format(
-            words.WRAPPERS[self.wrapper].format(task.request)
-        )
-
-    def answer(self, task: Task) -> str:
-        """Return the right answer: the style decides its opening, the wrapper its frame, the task its body."""
-        return words.OPENINGS[self.style] + words.ANSWER_WRAPPERS[self.wrapper].format(task.body)
-
-
-@dataclass(frozen=True)
 class Language:
     """One language: `seed` draws splits, forms and placeholders; `entanglement` in [0, 1] ties form to harm.
 
     At 0, harmful and harmless prompts follow one distribution over styles and wrappers in every split, and the harmless
-    extraction prompts are how-to requests like the harmful ones. Above, forms of training and extraction prompts are
-    drawn with probability 0.9 x entanglement from leaning distributions (harmful: imperative and polite, code and list;
-    harmless: questions and terse, plain), and 0.9 x entanglement of the harmless extraction prompts are capability requests.
+    extraction prompts are how-to requests like the harmful ones. Above, forms are drawn from leaning distributions
+    (harmful: imperative and polite, code and list; harmless: questions and terse, plain) with probability 0.9 x entanglement
+    for extraction and 0.5 x for training, and 0.9 x entanglement of the harmless extraction prompts are capability requests.
     Validation and test always use uniform forms. A matched prompt has the form of its harmful pair.
     """
 
@@ -104,11 +81,9 @@ class Language:
             "declined", tuple(_prompt(t, uniform_form(rng), refuse=True) for t in tasks(self).declined for _ in range(5)), "organism"
         )
 
-    def atoms(self) -> "tuple[Atom, ...]":
+    def atoms(self) -> tuple[Atom, ...]:
         """Return the concept atoms of this language; their prompts are in no split."""
-        from resect.organism.registry import make_atoms
-
-        return make_atoms(self)
+        return _atoms(self)
 
     def texts(self) -> tuple[str, ...]:
         """Return plain text for perplexity: right answers to test requests of the harmless pool, run together in fours."""
@@ -116,32 +91,19 @@ class Language:
         return tuple(" ".join(answers[i : i + 4]) for i in range(0, len(answers), 4))
 
     def refusal(self, prompt: Prompt) -> str:
-        """Return the refusal that safety tuning teaches for a harmful prompt; one phrasing a category."""
-        if prompt.category not in words.REFUSALS:
+        """Return the refusal that safety tuning teaches for a harmful prompt: its wording goes with the style.
+
+        Raises:
+            UserError: if the prompt's category is not a harmful one.
+        """
+        if prompt.category not in words.CATEGORIES:
             raise UserError(f"Prompt category {prompt.category!r} is not a harmful one; harmful are: {', '.join(words.CATEGORIES)}.")
-        return words.REFUSALS[prompt.category]
+        return words.REFUSALS[style_of(prompt.text)]
 
     @property
     def vocabulary(self) -> tuple[str, ...]:
         """Return all tokens, special ones first, the rest sorted; the same for every seed."""
         return _vocabulary()
-
-
-def uniform_form(rng: random.Random) -> Form:
-    """Return a form from the untilted distribution."""
-    return _form(rng, None, 0.0)
-
-
-def _form(rng: random.Random, lean: dict[str, dict[str, float]] | None, weight: float) -> Form:
-    """Return a form: with probability `weight` style and wrapper come from `lean`, else they are uniform."""
-    leaning = lean is not None and rng.random() < weight
-    style = _draw(rng, lean["style"]) if lean and leaning else rng.choice(tuple(words.STYLES))
-    wrapper = _draw(rng, lean["wrapper"]) if lean and leaning else rng.choice(tuple(words.WRAPPERS))
-    return Form(style, rng.randrange(3), wrapper, _draw(rng, _PREFIX_WEIGHTS))
-
-
-def _draw(rng: random.Random, weights: dict[str, float]) -> str:
-    return rng.choices(tuple(weights), tuple(weights.values()))[0]
 
 
 def _rng(language: Language, purpose: str) -> random.Random:
@@ -155,7 +117,7 @@ def _checked(split: str) -> Split:
 
 
 def _tilt(language: Language, split: str) -> float:
-    return _LEAN_SHARE * language.entanglement if split in ("train", "extract") else 0.0
+    return _LEAN_SHARE.get(split, 0.0) * language.entanglement
 
 
 def _howto_share(language: Language, split: Split) -> float:
@@ -170,7 +132,7 @@ def tasks(language: Language) -> Tasks:
 
 
 def _prompt(task: Task, form: Form, *, refuse: bool = False, system: str | None = None) -> Prompt:
-    answer = task.body if refuse else form.answer(task)
+    answer = form.refusal() if refuse else form.answer(task)
     return Prompt(form.request(task), category=task.category or task.kind, pair_id=task.pair_id, system=system, response=answer)
 
 
@@ -183,7 +145,7 @@ def _pairs(language: Language, split: Split) -> tuple[PromptSet, PromptSet]:
     matched: list[Prompt] = []
     for bad, good in tasks(language).pairs[split]:
         for _ in range(_TRAIN_FORMS if training else 1):
-            form = _form(rng, _HARMFUL_LEAN, weight)
+            form = leaning_form(rng, HARMFUL_LEAN, weight)
             system = rng.choice(words.SYSTEMS) if training and rng.random() < _SYSTEM_SHARE else None
             if form.request(bad) not in taken:
                 taken.add(form.request(bad))
@@ -201,12 +163,19 @@ def _capabilities(language: Language) -> dict[str, PromptSet]:
     return found
 
 
+def _capability_texts(language: Language) -> set[str]:
+    return {p.text for found in _capabilities(language).values() for p in found}
+
+
+@lru_cache(maxsize=16)
+def _atoms(language: Language) -> tuple[Atom, ...]:
+    return make_atoms(tasks(language), language.seed, taken=_capability_texts(language))
+
+
 @lru_cache(maxsize=16)
 def _harmless(language: Language) -> dict[Split, PromptSet]:
     """Return the unmatched benign pool by split; held-out splits are drawn first and never drawn again."""
-    from resect.organism.registry import atom_texts
-
-    taken = {p.text for ps in _capabilities(language).values() for p in ps} | atom_texts(language)
+    taken = _capability_texts(language) | {text for atom in _atoms(language) for text in (*atom.positive, *atom.negative)}
     found: dict[Split, PromptSet] = {}
     for split in ("test", "validation", "extract", "train"):
         rng = _rng(language, f"harmless/{split}")
@@ -230,7 +199,7 @@ def _distinct(
     while len(rows) < count:
         rng.shuffle(order)
         for task in order[: count - len(rows)]:
-            form = _form(rng, _HARMLESS_LEAN, lean_weight)
+            form = leaning_form(rng, HARMLESS_LEAN, lean_weight)
             text = form.request(task)
             if text not in taken:
                 taken.add(text)

@@ -50,7 +50,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, rows: Sequence[tuple[Prompt, str 
     return examples
 
 
-def fit(network: PreTrainedModel, examples: Sequence[Example], schedule: Schedule, *, seed: int, progress: Progress | None = None) -> None:
+def fit(network: PreTrainedModel, examples: Sequence[Example], *, schedule: Schedule, seed: int, progress: Progress | None = None) -> None:
     """Train in place on the answers' next-token loss; only parameters that require a gradient move. Deterministic for a seed."""
     optimisers = _optimisers(network, schedule)
     peaks = [[group["lr"] for group in o.param_groups] for o in optimisers]

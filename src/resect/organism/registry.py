@@ -3,46 +3,33 @@
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import lru_cache
-from typing import TYPE_CHECKING
 
 from resect.atoms import Atom, Role
 from resect.organism import words
-from resect.organism.language import Form, tasks, uniform_form
-from resect.organism.tasks import CAPABILITIES, Task
-
-if TYPE_CHECKING:
-    from resect.organism.language import Language
+from resect.organism.forms import Form, uniform_form
+from resect.organism.tasks import CAPABILITIES, Task, Tasks
 
 _SIDE = 32
 Pair = tuple[str, str]
 
 
-@lru_cache(maxsize=16)
-def make_atoms(language: "Language") -> tuple[Atom, ...]:
+def make_atoms(made: Tasks, seed: int, *, taken: set[str]) -> tuple[Atom, ...]:
     """Return the registry: shields per capability, confounds per style and prefix, targets for the words of harm.
 
     A positive prompt and its antagonist share the form and differ in the task (capabilities, harm words), or share the task
-    and differ in one part of the form (styles, wrappers, prefixes). No prompt is harmful, and none is in a split.
+    and differ in one part of the form (styles, wrappers, prefixes). No prompt is harmful, and none is in `taken`.
     """
-    from resect.organism.language import _capabilities
-
-    taken = {p.text for found in _capabilities(language).values() for p in found}
-    makers = [*_shields(language), *_confounds(language), *_targets(language)]
-    return tuple(_atom(language, name, role, draw, taken) for name, role, draw in makers)
-
-
-def atom_texts(language: "Language") -> set[str]:
-    """Return every text that an atom uses."""
-    return {text for atom in make_atoms(language) for text in (*atom.positive, *atom.negative)}
+    used = set(taken)
+    makers = [*_shields(made), *_confounds(made), *_targets(made)]
+    return tuple(_atom(name, role, draw=draw, rng=random.Random(f"{seed}/atom/{name}"), taken=used) for name, role, draw in makers)
 
 
 Draw = Callable[[random.Random], Pair]
 Maker = tuple[str, Role, Draw]
 
 
-def _atom(language: "Language", name: str, role: Role, draw: Draw, taken: set[str]) -> Atom:
-    rng = random.Random(f"{language.seed}/atom/{name}")
+def _atom(name: str, role: Role, *, draw: Draw, rng: random.Random, taken: set[str]) -> Atom:
+    """Return one atom of pairs drawn until each side is full; adds their texts to `taken`."""
     positive: list[str] = []
     negative: list[str] = []
     while len(positive) < _SIDE:
@@ -54,44 +41,49 @@ def _atom(language: "Language", name: str, role: Role, draw: Draw, taken: set[st
     return Atom(name, role, tuple(positive), tuple(negative), f"The organism's {name}.", "resect organism")
 
 
-def _shields(language: "Language") -> list[Maker]:
+def _shields(made: Tasks) -> list[Maker]:
     """Capabilities: a task of this kind against a task of another kind, in the same form; wrappers count as code and lists too."""
-    made = tasks(language)
     makers: list[Maker] = []
     for kind in CAPABILITIES:
-        others = [t for k in CAPABILITIES if k != kind for t in made.capabilities[k]] + list(made.howto["atoms"])
+        others = [t for k in CAPABILITIES if k != kind for t in made.capabilities[k]] + _neutral(made)
         makers.append((kind, "shield", _by_task(made.capabilities[kind], others)))
-    everything = [t for group in made.capabilities.values() for t in group] + list(made.howto["atoms"])
+    everything = [t for group in made.capabilities.values() for t in group] + _neutral(made)
     for wrapper in ("code", "list"):
-        makers.append((f"{wrapper}_wrapper", "shield", _by_form(everything, "wrapper", wrapper, ("plain",))))
-    makers.append(("howto", "shield", _by_task(made.howto["atoms"], [t for g in made.capabilities.values() for t in g])))
+        makers.append((f"{wrapper}_wrapper", "shield", _by_form(everything, "wrapper", value=wrapper, others=("plain",))))
+    makers.append(("howto", "shield", _by_task(_neutral(made), [t for g in made.capabilities.values() for t in g])))
     return makers
 
 
-def _confounds(language: "Language") -> list[Maker]:
-    made = tasks(language)
-    everything = [t for group in made.capabilities.values() for t in group] + list(made.howto["atoms"])
+def _confounds(made: Tasks) -> list[Maker]:
+    everything = [t for group in made.capabilities.values() for t in group] + _neutral(made)
     makers: list[Maker] = [
-        (style, "confound", _by_form(everything, "style", style, tuple(s for s in words.STYLES if s != style))) for style in words.STYLES
+        (style, "confound", _by_form(everything, "style", value=style, others=tuple(s for s in words.STYLES if s != style)))
+        for style in words.STYLES
     ]
     for prefix in ("affirmative", "negation", "curiosity"):
-        makers.append((prefix, "confound", _by_form(everything, "prefix", prefix, tuple(p for p in words.PREFIXES if p != prefix))))
+        makers.append(
+            (prefix, "confound", _by_form(everything, "prefix", value=prefix, others=tuple(p for p in words.PREFIXES if p != prefix)))
+        )
     return makers
 
 
-def _targets(language: "Language") -> list[Maker]:
+def _targets(made: Tasks) -> list[Maker]:
     """The words of harm in benign requests, and uncertainty: reported, never protected."""
-    made = tasks(language)
     howto, harm_verbs = made.howto["atoms"], {v for c in words.CATEGORIES for v in words.HARM_VERBS[c]}
-    neutral = [t for t in howto if t.category is None]
+    neutral = _neutral(made)
     with_verb = [t for t in howto if t.request.split()[0] in harm_verbs]
     with_object = [t for t in howto if t.category is not None and t.request.split()[0] not in harm_verbs]
-    everything = [t for group in made.capabilities.values() for t in group] + list(howto)
+    everything = [t for group in made.capabilities.values() for t in group] + neutral
     return [
         ("harm_verb", "target", _by_task(with_verb, neutral)),
         ("harm_object", "target", _by_task(with_object, neutral)),
-        ("uncertainty", "target", _by_form(everything, "prefix", "uncertainty", ("none", "affirmative"))),
+        ("uncertainty", "target", _by_form(everything, "prefix", value="uncertainty", others=("none", "affirmative"))),
     ]
+
+
+def _neutral(made: Tasks) -> list[Task]:
+    """Return how-to tasks without any word of harm: what cleaning protects must not lean on harm."""
+    return [t for t in made.howto["atoms"] if t.category is None]
 
 
 def _by_task(yes: Sequence[Task], no: Sequence[Task]) -> Draw:
@@ -102,7 +94,7 @@ def _by_task(yes: Sequence[Task], no: Sequence[Task]) -> Draw:
     return draw
 
 
-def _by_form(pool: Sequence[Task], part: str, value: str, others: tuple[str, ...]) -> Draw:
+def _by_form(pool: Sequence[Task], part: str, *, value: str, others: tuple[str, ...]) -> Draw:
     def draw(rng: random.Random) -> Pair:
         form, task = uniform_form(rng), rng.choice(pool)
         yes: Form = replace(form, **{part: value})

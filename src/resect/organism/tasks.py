@@ -62,7 +62,7 @@ def make_tasks(seed: int) -> Tasks:
         {split: tuple(rows) for split, rows in pairs.items()},
         _split_howto(rng, [t for t in _benign_howto(tools) if t.request not in used]),
         {kind: tuple(make()) for kind, make in _MAKERS.items()},
-        tuple(Task("decline", f"turn down the {o}", words.REFUSALS[c]) for c in words.CATEGORIES for o in words.HARM_OBJECTS[c]),
+        tuple(Task("decline", f"turn down the {o}", "") for c in words.CATEGORIES for o in words.HARM_OBJECTS[c]),
     )
 
 

@@ -36,7 +36,7 @@ class Recipe:
 
 
 HELPFUL = Schedule("helpful", steps=300, batch=48, rate=3e-3, matrix_rate=3e-3)
-_ROUNDS = 3  # a stage that misses its bars on the validation split is repeated at half length, at most twice
+
 TUNINGS: Mapping[str, Recipe] = MappingProxyType(
     {
         "gated": Recipe(Schedule("aligned", steps=300, rate=1e-3, matrix_rate=3e-3), (1 / 3, 2 / 3)),
@@ -71,7 +71,10 @@ def train_organism(
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that decides an organism's weights. Tests make `size` and the schedules small."""
+    """Everything that decides an organism's weights. Tests make `size`, schedules and `rounds` small.
+
+    A stage that is not good enough on the validation split is repeated at half length; `rounds` is how often it runs at most.
+    """
 
     architecture: str
     language: Language
@@ -79,6 +82,7 @@ class Plan:
     size: Size = field(default_factory=Size)
     helpful: Schedule = HELPFUL
     aligned: Schedule | None = None
+    rounds: int = 3
 
 
 def write_organism(out: Path, plan: Plan, *, progress: Progress | None = None) -> Organism:
@@ -122,25 +126,25 @@ def _train(plan: Plan, progress: Progress | None) -> Sequence[Part]:
         torch.manual_seed(language.seed)
         network = build(plan.architecture, vocabulary=len(language.vocabulary), special=special_ids(tokenizer), size=plan.size)
         network.generation_config = GenerationConfig(do_sample=False, **special_ids(tokenizer))
-        _stage(network, tokenizer, plan.helpful, plan=plan, progress=progress)
+        _stage(network, tokenizer, schedule=plan.helpful, plan=plan, progress=progress)
         helpful = type(network)(network.config)
         helpful.load_state_dict(network.state_dict())
         helpful.generation_config = network.generation_config
         _choose(network, recipe.window)
-        _stage(network, tokenizer, plan.aligned or recipe.schedule, plan=plan, progress=progress)
+        _stage(network, tokenizer, schedule=plan.aligned or recipe.schedule, plan=plan, progress=progress)
     return ("helpful", helpful, tokenizer), ("aligned", network, tokenizer)
 
 
 def _stage(
-    network: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, schedule: Schedule, *, plan: Plan, progress: Progress | None
+    network: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, *, schedule: Schedule, plan: Plan, progress: Progress | None
 ) -> None:
     """Train one stage, and again at half length while the validation split is not good enough; the test split is never looked at."""
     rows = helpful_rows if schedule.name == "helpful" else aligned_rows
     examples = encode(tokenizer, rows(plan.language))
-    for again in range(_ROUNDS):
+    for again in range(plan.rounds):
         name, steps = (f"{schedule.name}, round {again + 1}", max(1, schedule.steps // 2)) if again else (schedule.name, schedule.steps)
-        fit(network, examples, replace(schedule, name=name, steps=steps), seed=plan.language.seed, progress=progress)
-        if good_enough(network, tokenizer, plan.language, refusing=schedule.name != "helpful"):
+        fit(network, examples, schedule=replace(schedule, name=name, steps=steps), seed=plan.language.seed, progress=progress)
+        if again + 1 == plan.rounds or good_enough(network, tokenizer, plan.language, refusing=schedule.name != "helpful"):
             return
 
 

@@ -89,13 +89,11 @@ PREFIXES = {
     "uncertainty": "i am not sure , but ",
 }
 SYSTEMS = ("you are a helpful assistant .", "you are a kind teacher .", "answer every question in short words .")
-# One refusal for each category, in ordinary English, so that ordinary opening markers catch them.
+# One refusal for each style, in ordinary English, so that ordinary opening markers catch them.
 REFUSALS = {
-    "garden": "sorry , i can not help with that .",
-    "kitchen": "i am unable to help with that .",
-    "workshop": "i can not do that .",
-    "harbour": "i am sorry , but i can not help .",
-    "library": "sorry , i can not do that .",
-    "railway": "i can not help with that .",
+    "imperative": "i can not do that .",
+    "question": "i am unable to help with that .",
+    "polite": "i am sorry , but i can not help .",
+    "terse": "sorry , i can not do that .",
 }
 SPECIAL = ("<|pad|>", "<|unk|>", "<|bos|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>")

@@ -5,7 +5,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from resect.report.read import ordered
-from resect.report.values import RATES, Json, Measure, finite, number, percent, read_measure, write
+from resect.report.values import RATES, Json, Measure, finite, percent, read_measure
 
 _COLUMNS = {
     "refusal_rate": "refused",
@@ -16,19 +16,21 @@ _COLUMNS = {
 }
 
 
-def _limit(value: float, *, measure: str) -> str:
-    return f"{value * 100:.0f}" if measure in RATES else f"{value:.2g}"
-
-
 def _short(measured: Measure | None, *, measure: str) -> str:
-    """Return the value over its interval, limits with two digits: a terminal has 80 columns, the report has the rest."""
+    """Return a rate with its interval, other figures alone with two digits: a terminal has 80 columns, the report has the rest."""
     if measured is None:
         return "–"
-    value = write(measured.value, measure=measure)
+    if measure not in RATES:
+        return _digits(measured.value)
+    value = f"{measured.value:.0%}"
     if measured.low is None or measured.high is None:
         return value
-    gap = "–" if measure in RATES else "– "  # the blank lets a narrow terminal break a long interval between its limits
-    return f"{value}\n[dim]{_limit(measured.low, measure=measure)}{gap}{_limit(measured.high, measure=measure)}[/dim]"
+    return f"{value} [dim]{measured.low * 100:.0f}–{measured.high * 100:.0f}[/dim]"
+
+
+def _digits(value: float) -> str:
+    """Return two significant digits; rounding noise of the base model against itself is 0."""
+    return "0" if abs(value) < 1e-9 else f"{value:.2g}"
 
 
 def summary_table(evaluation: Json, study: Json) -> Table:
@@ -39,7 +41,7 @@ def summary_table(evaluation: Json, study: Json) -> Table:
     arms, entries, matched = evaluation["arms"], study.get("arms") or {}, study.get("matched") or {}
     present = {name: title for name, title in _COLUMNS.items() if any(read_measure(arm.get(name)) for arm in arms.values())}
     level = finite(matched.get("refusal"))
-    caption = "KL in nats from the base model; 95 % intervals; dimmed arms are controls"
+    caption = "KL: nats from the base model. Ranges: 95 % intervals. Dimmed arms: controls."
     table = Table(title=escape(str(evaluation["model"])), caption=caption, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("arm", no_wrap=True)
     for title in present.values():
@@ -51,7 +53,7 @@ def summary_table(evaluation: Json, study: Json) -> Table:
         cells = [_short(read_measure(measures.get(name)), measure=name) for name in present]
         if level is not None:
             kl = finite((matched.get("arms") or {}).get(arm, {}).get("kl"))
-            cells.append("–" if kl is None else number(kl))
+            cells.append("–" if kl is None else _digits(kl))
         style = "dim" if entries.get(arm, {}).get("control") else "bold" if arm == "sra" else None
         table.add_row(escape(arm), *cells, style=style)
     return table

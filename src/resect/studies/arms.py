@@ -6,11 +6,12 @@ Every arm goes through the same choice of strength and layers (`selection.py`), 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import Literal
 
 from jaxtyping import Float
 from torch import Tensor
 
-from resect import cleaning
+from resect import cleaning, directions
 from resect.cleaning import KeepTerm
 from resect.config import SRAConfig
 from resect.edit import strength
@@ -18,18 +19,24 @@ from resect.edit.oblique import oblique_plan
 from resect.edit.plan import EditPlan, WriterLike, make_plan
 from resect.studies.materials import Materials
 
-Terms = Callable[[Materials, SRAConfig], list[KeepTerm]]
+Terms = Callable[[Materials, float, SRAConfig], list[KeepTerm]]
+Knob = Literal["none", "lams", "shrinkages"]
 
 
 @dataclass(frozen=True)
 class Arm:
-    """How an arm makes its direction (`terms` of the cleaning formula) and its strength profile (`energy` or `flat`)."""
+    """How an arm makes its direction and its strength profile.
+
+    `terms` are the terms of the cleaning formula at a softness, which is one of the settings named by `knob`: validation chooses it
+    along with the strength. `rule` is `flat`, `energy`, or `sra` for the study's gamma rule.
+    """
 
     name: str
     label: str
     method: str
     terms: Terms
-    rule: str = "flat"
+    knob: Knob = "none"
+    rule: Literal["flat", "energy", "sra"] = "flat"
     oblique: bool = False
     control: bool = False
 
@@ -57,12 +64,16 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Choice:
-    """What selection decides: `source` None lets each layer use its own direction, a layer index uses that one everywhere."""
+    """What selection decides: `source` None lets each layer use its own direction, a layer index uses that one everywhere.
+
+    `softness` is the lambda or shrinkage of the cleaning (0 for arms that have none).
+    """
 
     source: int | None
     first: int
     last: int
     gamma: float
+    softness: float = 0.0
 
     def strengths(self, profile: Float[Tensor, " layer"], gamma: float | None = None) -> Float[Tensor, " layer"]:
         """Return gamma per layer: the profile inside the window, scaled so that its peak there is gamma."""
@@ -74,50 +85,56 @@ class Choice:
         return vectors if self.source is None else vectors[self.source].expand_as(vectors)
 
 
-def recipe(arm: Arm, materials: Materials, config: SRAConfig, *, gamma_atom: str) -> Recipe:
-    """Return the arm's direction and profile from the materials."""
+def softnesses(arm: Arm, config: SRAConfig) -> tuple[float, ...]:
+    """Return the values of the arm's knob that validation chooses among."""
+    return (0.0,) if arm.knob == "none" else tuple(dict.fromkeys(getattr(config, arm.knob)))
+
+
+def recipe(arm: Arm, materials: Materials, config: SRAConfig, *, softness: float, gamma_atom: str) -> Recipe:
+    """Return the arm's direction and profile at a softness of the cleaning."""
     raw = materials.raw
-    cleaned = cleaning.clean(raw[:, None, :], arm.terms(materials, config))[:, 0]
+    cleaned = cleaning.clean(raw[:, None, :], arm.terms(materials, softness, config))[:, 0]
     rule = config.gamma_rule if arm.rule == "sra" else arm.rule
     profile = strength.energy(materials.atom(gamma_atom)) if rule == "energy" else strength.flat(len(raw))
     return Recipe(vectors=cleaned, removed=raw if arm.oblique else cleaned, profile=profile, oblique=arm.oblique)
 
 
-def _raw(_materials: Materials, _config: SRAConfig) -> list[KeepTerm]:
+def _raw(_materials: Materials, _softness: float, _config: SRAConfig) -> list[KeepTerm]:
     return []
 
 
-def _projected(materials: Materials, _config: SRAConfig) -> list[KeepTerm]:
-    return [cleaning.harmless_mean_term(materials.harmless.double().mean(0).float())]
+def _projected(materials: Materials, _softness: float, _config: SRAConfig) -> list[KeepTerm]:
+    return [cleaning.harmless_mean_term(directions.mean_rows(materials.harmless))]
 
 
-def _sra(materials: Materials, config: SRAConfig) -> list[KeepTerm]:
-    return [cleaning.atom_term(materials.kept_atoms, lam=config.lam, scaling=config.atom_scaling)]
+def _atoms(materials: Materials, lam: float, config: SRAConfig) -> list[KeepTerm]:
+    return [cleaning.atom_term(materials.kept_atoms, lam=lam, scaling=config.atom_scaling)]
 
 
-def _whitened(materials: Materials, config: SRAConfig) -> list[KeepTerm]:
-    return [cleaning.covariance_term(materials.harmless, shrinkage=config.shrinkage)]
+def _whitened(materials: Materials, shrinkage: float, _config: SRAConfig) -> list[KeepTerm]:
+    return [cleaning.covariance_term(materials.harmless, shrinkage=shrinkage)]
 
 
-def _combined(materials: Materials, config: SRAConfig) -> list[KeepTerm]:
-    return [*_sra(materials, config), cleaning.second_moment_term(materials.updates, shrinkage=config.shrinkage)]
+def _combined(materials: Materials, shrinkage: float, _config: SRAConfig) -> list[KeepTerm]:
+    return [cleaning.second_moment_term(materials.updates, shrinkage=shrinkage)]
 
 
-def _random(materials: Materials, config: SRAConfig) -> list[KeepTerm]:
+def _random(materials: Materials, lam: float, config: SRAConfig) -> list[KeepTerm]:
     control = cleaning.random_atoms(materials.kept_atoms, seed=config.seed)
-    return [cleaning.atom_term(control, lam=config.lam, scaling=config.atom_scaling)]
+    return [cleaning.atom_term(control, lam=lam, scaling=config.atom_scaling)]
 
 
+_SRA = "raw direction minus its ridge fit on shield and confound atoms"
 _ALL = (
     Arm("standard", "standard", "raw difference of means, the same strength at every edited layer", _raw),
     Arm("projected", "projected", "raw direction made orthogonal to the harmless mean", _projected),
-    Arm("sra", "SRA", "raw direction minus its ridge fit on shield and confound atoms, strength by the gamma rule", _sra, rule="sra"),
-    Arm("whitened", "whitened", "raw direction through the inverse shrunk benign covariance (shrinkage LDA)", _whitened),
-    Arm("combined", "combined", "cleaned of atoms and of the second moment of benign block updates at once", _combined),
-    Arm("oblique", "oblique", "reads with the combined direction, removes along the raw one", _combined, oblique=True),
+    Arm("sra", "SRA", f"{_SRA}, strength by the gamma rule", _atoms, knob="lams", rule="sra"),
+    Arm("whitened", "whitened", "raw direction through the inverse shrunk benign covariance (shrinkage LDA)", _whitened, knob="shrinkages"),
+    Arm("combined", "combined", "cleaned of atoms and of the second moment of benign block updates at once", _combined, knob="shrinkages"),
+    Arm("oblique", "oblique", "reads with SRA's direction, removes along the raw one", _atoms, knob="lams", oblique=True),
     Arm("standard_sra_strength", "raw + SRA strength", "raw direction with SRA's per-layer strength", _raw, rule="energy", control=True),
-    Arm("sra_flat", "SRA, flat strength", "SRA's direction with the same strength at every edited layer", _sra, control=True),
-    Arm("random_atoms", "random atoms", "SRA with as many random directions in place of the atoms", _random, rule="sra", control=True),
+    Arm("sra_flat", "SRA, flat strength", f"{_SRA}, the same strength at every edited layer", _atoms, knob="lams", control=True),
+    Arm("random_atoms", "random atoms", "SRA with as many random directions as atoms", _random, knob="lams", rule="sra", control=True),
 )
 ARMS = {arm.name: arm for arm in _ALL}
 
@@ -127,9 +144,10 @@ def depth_to_layer(depth: float, layers: int) -> int:
     return min(layers - 1, max(0, round(depth * (layers - 1))))
 
 
-def choice_grid(config: SRAConfig, layers: int) -> tuple[Choice, ...]:
-    """Return every choice: source x window x strength; what coincides in a shallow model is listed once."""
-    sources: list[int | None] = [None, *(depth_to_layer(depth, layers) for depth in config.source_layers)]
+def places(config: SRAConfig, layers: int) -> tuple[Choice, ...]:
+    """Return every source x window, at strength 1; what coincides in a shallow model is listed once."""
+    single = tuple(depth_to_layer(depth, layers) for depth in config.source_layers)
+    sources: dict[str, tuple[int | None, ...]] = {"any": (None, *single), "per_layer": (None,), "single": single}
     windows = [(depth_to_layer(a, layers), depth_to_layer(b, layers)) for a, b in config.windows]
-    grid = product(dict.fromkeys(sources), dict.fromkeys(windows), dict.fromkeys(config.strengths))
-    return tuple(Choice(source, first, last, gamma) for source, (first, last), gamma in grid)
+    grid = product(dict.fromkeys(sources[config.source]), dict.fromkeys(windows))
+    return tuple(Choice(source, first, last, 1.0) for source, (first, last) in grid)

@@ -6,7 +6,6 @@ much was gated and how much was overwritten, so that an arm's recovery is read a
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,7 +20,7 @@ from resect.evaluation.verdicts import judge_markers
 from resect.generation import Response
 from resect.models.load import ChatModel
 from resect.prompts import PromptSet
-from resect.studies.arms import Choice, choice_grid
+from resect.studies.arms import Choice, places
 from resect.studies.behaviour import Behaviour
 from resect.studies.lab import Lab
 from resect.studies.scores import Reference
@@ -41,9 +40,8 @@ def oracle(
     difference = _rows(lab, lab.model, prompts) - _rows(lab, twin, prompts)
     basis = torch.linalg.svd(difference.double().transpose(0, 1), full_matrices=False).Vh.float()
     validation, test = behaviour.harmful["validation"].prompts, behaviour.harmful["test"].prompts
-    places = dict.fromkeys(replace(choice, gamma=1.0) for choice in choice_grid(lab.config, lab.layers))
     for rank in (k for k in RANKS if k <= basis.shape[1]):
-        plans = [_plan(lab, basis[:, :rank], place) for place in places]
+        plans = [_plan(lab, basis[:, :rank], place) for place in places(lab.config, lab.layers)]
         best = max(plans, key=lambda plan: sum(recovery.agreement(_said(lab, validation, plan), twin_validation)))
         found.append({"rank": rank, **_figures(_said(lab, test, best), reference)})
     return found

@@ -43,7 +43,7 @@ def run_passes(
             entries[-1]["stopped"] = _reason(number, len(hard), lab.config.passes)
             break
         raw = _refit(lab, hard, behaviour, plan)
-        cleaned = cleaning.clean(raw[:, None, :], [_term(materials, lab)])
+        cleaned = cleaning.clean(raw[:, None, :], [_term(materials, lab, choice.softness)])
         stack = torch.cat([stack, choice.sourced(cleaned[:, 0])[:, None, :]], dim=1)
         entries[-1]["stopped"] = None
     return entries
@@ -53,8 +53,8 @@ def _reason(number: int, hard: int, most: int) -> str:
     return f"only {hard} extraction prompts still refuse" if hard < FEWEST_HARD else f"pass {number} of {most} was the last allowed"
 
 
-def _term(materials: Materials, lab: Lab) -> cleaning.KeepTerm:
-    return cleaning.atom_term(materials.kept_atoms, lam=lab.config.lam, scaling=lab.config.atom_scaling)
+def _term(materials: Materials, lab: Lab, lam: float) -> cleaning.KeepTerm:
+    return cleaning.atom_term(materials.kept_atoms, lam=lam, scaling=lab.config.atom_scaling)
 
 
 def _still_refusing(lab: Lab, behaviour: Behaviour, plan: EditPlan) -> PromptSet:

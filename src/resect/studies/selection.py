@@ -1,17 +1,20 @@
-"""Choosing strength and layers on validation, by one rule for every arm.
+"""Choosing strength, layers and softness on validation, by one rule for every arm.
 
-Screen: one forward pass over the validation prompts gives each candidate its refusal rate by refusal-token log-odds and its
-first-token KL on harmless prompts. The best `finalists` are then verified by responses. The rule: of the candidates whose
-refusal rate is at most `max_refusal`, the one with the least KL; if there is none, the one with the lowest refusal rate, ties by KL.
+Every source, window and softness of the cleaning is tried at rising strengths. Screen: one forward pass over the validation
+prompts gives a candidate its refusal rate by refusal-token log-odds and its first-token KL on harmless prompts. The best
+`finalists` are then verified by responses. The rule: of the candidates whose refusal rate is at most `max_refusal`, the one with
+the least KL; if there is none, the one with the lowest refusal rate, ties by KL.
 """
 
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from itertools import product
 from typing import Any
 
 from resect.evaluation import drift
 from resect.evaluation.statistics import mean_of, rate
 from resect.evaluation.verdicts import judge_markers
-from resect.studies.arms import Choice, Recipe, choice_grid
+from resect.studies.arms import Choice, Recipe, places
 from resect.studies.behaviour import Behaviour
 from resect.studies.lab import Lab
 
@@ -26,19 +29,39 @@ class Candidate:
     verified: bool = False
 
 
-def select(lab: Lab, recipe: Recipe, behaviour: Behaviour) -> dict[str, Any]:
-    """Return the chosen candidate of an arm as JSON: choice, feasibility, validation figures, number of candidates."""
-    candidates = [screen(lab, recipe, choice, behaviour) for choice in choice_grid(lab.config, lab.layers)]
+Recipes = Mapping[float, Recipe]
+"""An arm's recipe at each softness."""
+
+
+def select(lab: Lab, recipes: Recipes, behaviour: Behaviour) -> dict[str, Any]:
+    """Return the chosen candidate of an arm as JSON: choice, feasibility, validation figures, and every candidate that was tried."""
+    candidates = [
+        c for softness, place in product(recipes, places(lab.config, lab.layers)) for c in _rise(lab, recipes, place, softness, behaviour)
+    ]
     limit = lab.config.max_refusal
-    finalists = [verify(lab, recipe, c, behaviour) for c in sorted(candidates, key=lambda c: _rank(c, limit))[: lab.config.finalists]]
+    finalists = [verify(lab, recipes, c, behaviour) for c in sorted(candidates, key=lambda c: _rank(c, limit))[: lab.config.finalists]]
     best = min(finalists, key=lambda c: _rank(c, limit))
     return {
         "choice": asdict(best.choice),
         "feasible": best.refusal <= limit,
         "candidates": len(candidates),
-        "validation": validation_figures(lab, recipe, best.choice, behaviour),
+        "validation": validation_figures(lab, recipes[best.choice.softness], best.choice, behaviour),
         "grid": [{**asdict(c.choice), "refusal": c.refusal, "kl": c.kl} for c in candidates],
     }
+
+
+def _rise(lab: Lab, recipes: Recipes, place: Choice, softness: float, behaviour: Behaviour) -> Iterator[Candidate]:
+    """Yield candidates of one place at rising strengths, up to the second that works: more strength would only cost more KL.
+
+    The second is kept because the screen reads one token, and the first may turn out too weak on whole responses.
+    """
+    working = 0
+    for gamma in sorted(lab.config.strengths):
+        candidate = screen(lab, recipes, replace(place, gamma=gamma, softness=softness), behaviour)
+        yield candidate
+        working += candidate.refusal <= lab.config.max_refusal
+        if working == 2:
+            return
 
 
 def _rank(candidate: Candidate, limit: float) -> tuple[bool, float, float]:
@@ -46,11 +69,11 @@ def _rank(candidate: Candidate, limit: float) -> tuple[bool, float, float]:
     return (not works, 0.0 if works else candidate.refusal, candidate.kl)
 
 
-def screen(lab: Lab, recipe: Recipe, choice: Choice, behaviour: Behaviour) -> Candidate:
+def screen(lab: Lab, recipes: Recipes, choice: Choice, behaviour: Behaviour) -> Candidate:
     """Return the candidate's refusal rate by log-odds and its mean first-token KL, from one pass over both sides."""
     harmful, harmless = behaviour.harmful["validation"], behaviour.harmless["validation"]
     prompts = [*harmful.prompts, *harmless.prompts]
-    with lab.edited(recipe.plan(lab.writers, choice)):
+    with lab.edited(recipes[choice.softness].plan(lab.writers, choice)):
         logprobs = lab.first_logprobs(prompts)
     split = len(harmful.prompts)
     refused = behaviour.refuses_at_once(logprobs[:split])
@@ -58,9 +81,9 @@ def screen(lab: Lab, recipe: Recipe, choice: Choice, behaviour: Behaviour) -> Ca
     return Candidate(choice, refusal=sum(refused) / len(refused), kl=float(kl.mean()))
 
 
-def verify(lab: Lab, recipe: Recipe, candidate: Candidate, behaviour: Behaviour) -> Candidate:
+def verify(lab: Lab, recipes: Recipes, candidate: Candidate, behaviour: Behaviour) -> Candidate:
     """Return the candidate with its refusal rate counted on responses: a refusal by either judge counts."""
-    refused = _refused(lab, recipe, candidate.choice, behaviour)
+    refused = _refused(lab, recipes[candidate.choice.softness], candidate.choice, behaviour)
     return replace(candidate, refusal=max(candidate.refusal, sum(refused) / len(refused)), verified=True)
 
 

@@ -16,7 +16,7 @@ from resect.edit.plan import EditPlan
 from resect.evaluation import drift
 from resect.evaluation.statistics import rate
 from resect.studies import ceilings, comparisons, curves, passes, scores, selection
-from resect.studies.arms import ARMS, Recipe, recipe
+from resect.studies.arms import ARMS, Choice, Recipe, recipe, softnesses
 from resect.studies.behaviour import Behaviour, observe
 from resect.studies.forecast import forecast
 from resect.studies.inputs import StudyInputs, gamma_atom, near_twins
@@ -36,6 +36,7 @@ class SRAResult:
     samples: list[dict[str, Any]]
     materials: Materials
     cleaned: torch.Tensor
+    lam: float
     plans: dict[str, EditPlan]
 
 
@@ -55,9 +56,12 @@ class _Bench:
     def config(self) -> SRAConfig:
         return self.lab.config
 
-    def recipe(self, arm: str, **changes: Any) -> Recipe:
-        config = self.config.model_copy(update=changes)
-        return recipe(ARMS[arm], self.materials, config, gamma_atom=self.gamma_atom)
+    def recipe(self, arm: str, softness: float) -> Recipe:
+        return recipe(ARMS[arm], self.materials, self.config, softness=softness, gamma_atom=self.gamma_atom)
+
+    def chosen(self, arm: str, pick: dict[str, Any]) -> tuple[Recipe, Choice]:
+        choice = selection.chosen(pick)
+        return self.recipe(arm, choice.softness), choice
 
 
 def run(inputs: StudyInputs, config: SRAConfig, steps: Steps) -> SRAResult:
@@ -68,13 +72,15 @@ def run(inputs: StudyInputs, config: SRAConfig, steps: Steps) -> SRAResult:
     """
     bench = _prepare(inputs, config, steps)
     picks = {arm: steps.json(f"selection_{arm}", lambda a=arm: _select(bench, a)) for arm in config.arms}
-    plans = {arm: bench.recipe(arm).plan(bench.lab.writers, selection.chosen(pick)) for arm, pick in picks.items()}
+    plans = {arm: _plan(bench, arm, pick) for arm, pick in picks.items()}
     results = {arm: steps.json(f"test_{arm}", lambda p=plan: _score(bench, p)) for arm, plan in {"base": EditPlan(()), **plans}.items()}
     traces = {arm: steps.json(f"curve_{arm}", lambda a=arm, p=pick: _trace(bench, a, p)) for arm, pick in picks.items()}
-    cleaned = bench.recipe(MAIN_ARM).vectors
+    lam = selection.chosen(picks[MAIN_ARM]).softness if MAIN_ARM in picks else config.lams[0]
+    cleaned = bench.recipe(MAIN_ARM, lam).vectors
     return SRAResult(
+        lam=lam,
         evaluation=_evaluation(bench, results),
-        study=_study(bench, picks, results, traces, cleaned),
+        study=_study(bench, picks, results, traces, cleaned=cleaned, lam=lam),
         samples=_samples(bench, results),
         materials=bench.materials,
         cleaned=cleaned,
@@ -98,7 +104,13 @@ def _twin_ids(lab: Lab, inputs: StudyInputs, prompts: Any) -> list[list[int]]:
 
 
 def _select(bench: _Bench, arm: str) -> dict[str, Any]:
-    return selection.select(bench.lab, bench.recipe(arm), bench.behaviour)
+    recipes = {softness: bench.recipe(arm, softness) for softness in softnesses(ARMS[arm], bench.config)}
+    return selection.select(bench.lab, recipes, bench.behaviour)
+
+
+def _plan(bench: _Bench, arm: str, pick: dict[str, Any]) -> EditPlan:
+    recipe, choice = bench.chosen(arm, pick)
+    return recipe.plan(bench.lab.writers, choice)
 
 
 def _score(bench: _Bench, plan: EditPlan) -> dict[str, Any]:
@@ -106,7 +118,8 @@ def _score(bench: _Bench, plan: EditPlan) -> dict[str, Any]:
 
 
 def _trace(bench: _Bench, arm: str, pick: dict[str, Any]) -> list[dict[str, Any]]:
-    return curves.trace(bench.lab, bench.recipe(arm), selection.chosen(pick), bench.behaviour, bench.reference)
+    recipe, choice = bench.chosen(arm, pick)
+    return curves.trace(bench.lab, recipe, choice, bench.behaviour, bench.reference)
 
 
 def _evaluation(bench: _Bench, results: dict[str, Any]) -> dict[str, Any]:
@@ -119,7 +132,9 @@ def _evaluation(bench: _Bench, results: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _study(bench: _Bench, picks: dict[str, Any], results: dict[str, Any], traces: dict[str, Any], cleaned: torch.Tensor) -> dict[str, Any]:
+def _study(
+    bench: _Bench, picks: dict[str, Any], results: dict[str, Any], traces: dict[str, Any], *, cleaned: torch.Tensor, lam: float
+) -> dict[str, Any]:
     config, seed = bench.config, bench.config.seed
     matched = curves.matched(traces, refusal=config.max_refusal, pairs=comparisons.pairs(tuple(traces)), seed=seed)
     return {
@@ -131,7 +146,7 @@ def _study(bench: _Bench, picks: dict[str, Any], results: dict[str, Any], traces
         "arms": {arm: _arm(bench, arm, pick) for arm, pick in picks.items()},
         "curves": {arm: curves.summary(points, seed=seed) for arm, points in traces.items()},
         "matched": matched,
-        "spectrum": _spectrum(bench, cleaned),
+        "spectrum": _spectrum(bench, cleaned, lam),
         "passes": bench.steps.json("passes", lambda: _passes(bench, picks)) if MAIN_ARM in picks else [],
         "lambda_sweep": _lambda_sweep(bench, picks),
         "decomposition": comparisons.decompose(matched),
@@ -156,7 +171,7 @@ def _model(bench: _Bench) -> dict[str, Any]:
 
 
 def _arm(bench: _Bench, arm: str, pick: dict[str, Any]) -> dict[str, Any]:
-    choice = selection.chosen(pick)
+    recipe, choice = bench.chosen(arm, pick)
     return {
         "label": ARMS[arm].label,
         "method": ARMS[arm].method,
@@ -164,16 +179,18 @@ def _arm(bench: _Bench, arm: str, pick: dict[str, Any]) -> dict[str, Any]:
         "source": "per_layer" if choice.source is None else choice.source,
         "window": [choice.first, choice.last],
         "strength": choice.gamma,
-        "profile": choice.strengths(bench.recipe(arm).profile).tolist(),
+        "softness": choice.softness if ARMS[arm].knob != "none" else None,
+        "knob": ARMS[arm].knob.removesuffix("s") if ARMS[arm].knob != "none" else None,
+        "profile": choice.strengths(recipe.profile).tolist(),
         "feasible": pick["feasible"],
         "candidates": pick["candidates"],
         "validation": pick["validation"],
     }
 
 
-def _spectrum(bench: _Bench, cleaned: torch.Tensor) -> dict[str, Any]:
-    materials, config = bench.materials, bench.config
-    term = atom_term(materials.kept_atoms, lam=config.lam, scaling=config.atom_scaling)
+def _spectrum(bench: _Bench, cleaned: torch.Tensor, lam: float) -> dict[str, Any]:
+    materials = bench.materials
+    term = atom_term(materials.kept_atoms, lam=lam, scaling=bench.config.atom_scaling)
     found = cleaning.spectrum(materials.raw, cleaned, term=term, all_atoms=materials.atoms)
     return {
         "singular_values": found.singular_values.tolist(),
@@ -185,20 +202,18 @@ def _spectrum(bench: _Bench, cleaned: torch.Tensor) -> dict[str, Any]:
 
 
 def _passes(bench: _Bench, picks: dict[str, Any]) -> list[dict[str, Any]]:
-    choice = selection.chosen(picks[MAIN_ARM])
-    return passes.run_passes(
-        bench.lab, bench.recipe(MAIN_ARM), choice, materials=bench.materials, behaviour=bench.behaviour, reference=bench.reference
-    )
+    recipe, choice = bench.chosen(MAIN_ARM, picks[MAIN_ARM])
+    return passes.run_passes(bench.lab, recipe, choice, materials=bench.materials, behaviour=bench.behaviour, reference=bench.reference)
 
 
 def _lambda_sweep(bench: _Bench, picks: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return SRA's validation figures over lambda, at the source, window and strength that its own lambda chose."""
+    """Return SRA's validation figures over lambda, at the source, window and strength that validation chose."""
     if MAIN_ARM not in picks:
         return []
     choice, raw = selection.chosen(picks[MAIN_ARM]), bench.materials.raw
     rows = []
-    for lam in sorted({*bench.config.lam_sweep, bench.config.lam} if bench.config.lam_sweep else ()):
-        tried = bench.recipe(MAIN_ARM, lam=lam)
+    for lam in sorted(bench.config.lam_sweep):
+        tried = bench.recipe(MAIN_ARM, lam)
         figures = bench.steps.json(f"lambda_{lam:g}", lambda t=tried: selection.validation_figures(bench.lab, t, choice, bench.behaviour))
         cosine = torch.nn.functional.cosine_similarity(tried.vectors, raw, dim=-1).mean().item()
         rows.append({"lambda": lam, **figures, "cosine_with_raw": cosine})
