@@ -4,86 +4,211 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 
+from resect.commands import options as o
 from resect.errors import UserError
 
 app = typer.Typer(
     name="resect",
     help="Find, clean, ablate and measure refusal directions in language models.",
-    no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-organism_app = typer.Typer(help="Model organisms: tiny transformers that learned to refuse, and their twins.", no_args_is_help=True)
+organism_app = typer.Typer(help="Model organisms: tiny transformers that learned to refuse, and their twins.")
 app.add_typer(organism_app, name="organism")
 
-Out = Annotated[Path, typer.Option("--out", help="Folder for the run; an unfinished run in it is continued.")]
-Config = Annotated[Path | None, typer.Option("--config", help="TOML file with settings (see docs/formats.md).")]
-Set = Annotated[list[str], typer.Option("--set", help="One setting as NAME=VALUE, TOML syntax; may be repeated.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+@app.callback(invoke_without_command=True)
+@organism_app.callback(invoke_without_command=True)
+def _help(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
 
 
 @app.command()
-def demo(
-    out: Out = Path("runs/demo"),
-    config: Config = None,
-    settings: Set = [],  # noqa: B006  typer needs a list
-    as_json: Json = False,  # noqa: FBT002
-) -> None:
+def demo(out: o.Out = Path("runs/demo"), config: o.Config = None, settings: o.Set = [], as_json: o.Json = False) -> None:  # noqa: B006, FBT002
     """Run the SRA study on the shipped model organism; needs no network and no files."""
     from resect.commands import study
+    from resect.commands.inputs import SHIPPED, Sources
 
-    study.run_on_organism("default", out=out, settings=study.collect(config, settings, {}), as_json=as_json)
+    study.run_study(Sources(SHIPPED), study.collect(config, settings, {}), out=out, as_json=as_json)
 
 
 @app.command()
 def sra(  # noqa: PLR0913  one parameter per option
-    model: Annotated[str, typer.Argument(help="Local folder, Hub id, or organism folder.")],
-    harmful: Annotated[str | None, typer.Option(help="Prompts it refuses: jsonl, csv, parquet, txt, owner/name:split:column.")] = None,
-    harmless: Annotated[str | None, typer.Option(help="Prompts that the model answers.")] = None,
-    atoms: Annotated[list[Path], typer.Option(help="Atom file or folder; unset uses the shipped registry.")] = [],  # noqa: B006
-    questions: Annotated[list[str], typer.Option(help="Question-answer file for perplexity, NAME=PATH or PATH; may be repeated.")] = [],  # noqa: B006
-    text: Annotated[str | None, typer.Option(help="Plain-text file for perplexity.")] = None,
-    out: Out = Path("runs/sra"),
-    config: Config = None,
-    settings: Set = [],  # noqa: B006
+    model: o.Model,
+    harmful: o.Harmful = None,
+    harmless: o.Harmless = None,
+    atoms: o.Atoms = [],  # noqa: B006  typer needs a list
+    questions: o.Questions = [],  # noqa: B006
+    text: o.Text = None,
+    out: o.Out = Path("runs/sra"),
+    config: o.Config = None,
+    settings: o.Set = [],  # noqa: B006
     lam: Annotated[float | None, typer.Option(help="Ridge lambda of the cleaning; unset lets validation choose.")] = None,
     passes: Annotated[int | None, typer.Option(help="Most passes with hard negatives.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of splits, controls and bootstraps.")] = None,
-    position: Annotated[str | None, typer.Option(help="last, last_user, mean or a negative integer.")] = None,
-    no_filter: Annotated[bool, typer.Option("--no-filter", help="Extract from all prompts, whatever the base does with them.")] = False,  # noqa: FBT002
+    seed: o.Seed = None,
+    position: o.Position = None,
+    no_filter: o.NoFilter = False,  # noqa: FBT002
     keep_text: Annotated[bool, typer.Option("--keep-text", help="Store prompts and responses in samples.jsonl.")] = False,  # noqa: FBT002
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:0, mps ...")] = "auto",
-    revision: Annotated[str | None, typer.Option(help="Revision of a Hub model.")] = None,
-    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")] = False,  # noqa: FBT002
-    as_json: Json = False,  # noqa: FBT002
+    dtype: o.Dtype = "auto",
+    device: o.Device = "auto",
+    revision: o.Revision = None,
+    trust: o.Trust = False,  # noqa: FBT002
+    as_json: o.Json = False,  # noqa: FBT002
 ) -> None:
     """Run the surgical refusal ablation study with its controls on a chat model."""
     from resect.commands import study
+    from resect.commands.inputs import Sources
 
-    named: dict[str, Any] = {"lams": None if lam is None else [lam], "passes": passes, "seed": seed, "position": study.position(position)}
+    named = {"lams": None if lam is None else [lam], "passes": passes, "seed": seed, "position": study.position(position)}
     named |= {"filter_by_behaviour": False if no_filter else None, "keep_text": True if keep_text else None}
-    resolved = study.collect(config, settings, named)
-    if study.is_organism(Path(model)):
-        study.refuse_prompt_files(harmful, harmless)
-        study.run_on_organism(model, out=out, settings=resolved, as_json=as_json)
-        return
-    load = {"dtype": dtype, "device": device, "revision": revision, "trust_remote_code": trust_remote_code}
-    files = study.Files(harmful=harmful, harmless=harmless, atoms=tuple(atoms), questions=tuple(questions), text=text)
-    study.run_on_model(model, files, out=out, settings=resolved, load=load, as_json=as_json)
+    sources = Sources(model, harmful, harmless, tuple(atoms), tuple(questions), text, dtype, revision)
+    given = study.collect(config, settings, named)
+    study.run_study(sources, given, out=out, device=device, trust_remote_code=trust, as_json=as_json)
 
 
 @app.command()
-def report(run: Annotated[Path, typer.Argument(help="Run folder.")]) -> None:
-    """Build report.html of a run folder again."""
-    from resect.commands.console import say
-    from resect.report.build import build_report
+def activations(  # noqa: PLR0913
+    model: o.Model,
+    harmful: o.Harmful = None,
+    harmless: o.Harmless = None,
+    atoms: o.Atoms = [],  # noqa: B006
+    questions: o.Questions = [],  # noqa: B006
+    text: o.Text = None,
+    out: o.Out = Path("runs/sra"),
+    config: o.Config = None,
+    settings: o.Set = [],  # noqa: B006
+    seed: o.Seed = None,
+    position: o.Position = None,
+    no_filter: o.NoFilter = False,  # noqa: FBT002
+    dtype: o.Dtype = "auto",
+    device: o.Device = "auto",
+    revision: o.Revision = None,
+    trust: o.Trust = False,  # noqa: FBT002
+    as_json: o.Json = False,  # noqa: FBT002
+) -> None:
+    """Stage 1: observe the base model and capture activations into a run folder."""
+    from resect.commands import stages, study
+    from resect.commands.inputs import Sources
 
-    say(f"Report: {build_report(run)}")
+    named = {"seed": seed, "position": study.position(position), "filter_by_behaviour": False if no_filter else None}
+    sources = Sources(model, harmful, harmless, tuple(atoms), tuple(questions), text, dtype, revision)
+    given = study.collect(config, settings, named)
+    stages.activations(sources, given, out=out, device=device, trust_remote_code=trust, as_json=as_json)
+
+
+@app.command()
+def directions(run: o.Run, as_json: o.Json = False) -> None:  # noqa: FBT002
+    """Stage 2: the raw refusal direction from a run's activations."""
+    from resect.commands import stages
+
+    stages.directions(run, as_json=as_json)
+
+
+@app.command()
+def cleaning(
+    run: o.Run,
+    method: Annotated[str, typer.Option(help="sra, projected, whitened, combined, random_atoms or none.")] = "sra",
+    lam: Annotated[float | None, typer.Option(help="Lambda (of covariances: shrinkage); unset takes the run's middle one.")] = None,
+    as_json: o.Json = False,  # noqa: FBT002
+) -> None:
+    """Stage 3: clean the direction of what must be kept."""
+    from resect.commands import stages
+
+    stages.cleaning(run, method=method, lam=lam, as_json=as_json)
+
+
+@app.command()
+def edit(
+    run: o.Run,
+    strength: Annotated[float | None, typer.Option(help="Peak strength; 1 removes, 2 reflects; unset lets validation choose.")] = None,
+    source: Annotated[str | None, typer.Option(help="per_layer, or the layer whose direction is used everywhere.")] = None,
+    window: Annotated[str | None, typer.Option(help="Edited layers as FIRST-LAST.")] = None,
+    arm: Annotated[str | None, typer.Option(help="Take this arm of the study in place of the cleaned direction.")] = None,
+    device: o.Device = "auto",
+    trust: o.Trust = False,  # noqa: FBT002
+    as_json: o.Json = False,  # noqa: FBT002
+) -> None:
+    """Stage 4: make the edit; what is not given is chosen on validation."""
+    from resect.commands import stages
+
+    fixed = stages.Fixed(strength, stages.source(source), stages.layers(window, option="--window"))
+    stages.edit(run, arm=arm, fixed=fixed, device=device, trust_remote_code=trust, as_json=as_json)
+
+
+@app.command()
+def evaluate(run: o.Run, device: o.Device = "auto", trust: o.Trust = False, as_json: o.Json = False) -> None:  # noqa: FBT002
+    """Stage 5: score the base and the run's edit on the test prompts."""
+    from resect.commands import stages
+
+    stages.evaluate(run, device=device, trust_remote_code=trust, as_json=as_json)
+
+
+@app.command()
+def report(run: o.Run) -> None:
+    """Build report.html of a finished study again."""
+    from resect.commands import stages
+
+    stages.report(run)
+
+
+@app.command()
+def apply(  # noqa: PLR0913
+    model: o.Model,
+    out: Annotated[Path, typer.Option("--out", help="New folder for the edited model.")],
+    directions: Annotated[Path | None, typer.Option(help="Directions file (format resect.directions/1).")] = None,
+    run: Annotated[Path | None, typer.Option("--edit", help="Run folder whose edit is applied.")] = None,
+    strength: Annotated[float | None, typer.Option(help="Strength for a directions file, 1 if unset.")] = None,
+    layers: Annotated[str | None, typer.Option(help="Edited layers as FIRST-LAST, for a directions file.")] = None,
+    source: Annotated[str | None, typer.Option(help="per_layer, or the layer whose direction is used everywhere.")] = None,
+    dtype: o.Dtype = "auto",
+    device: o.Device = "auto",
+    revision: o.Revision = None,
+    trust: o.Trust = False,  # noqa: FBT002
+    as_json: o.Json = False,  # noqa: FBT002
+) -> None:
+    """Bake an edit into a model and save it as an ordinary Hugging Face folder."""
+    from resect.commands import apply, stages
+
+    made = {"strength": strength, "layers": stages.layers(layers, option="--layers"), "source": stages.source(source)}
+    load = {"dtype": dtype, "device": device, "revision": revision, "trust_remote_code": trust}
+    apply.apply(model, run=run, directions=directions, made=made, out=out, load=load, as_json=as_json)
+
+
+@app.command()
+def chat(
+    model: o.Model,
+    run: Annotated[Path, typer.Option("--edit", help="Run folder whose edit is tried.")],
+    max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 128,
+    dtype: o.Dtype = "auto",
+    device: o.Device = "auto",
+    revision: o.Revision = None,
+    trust: o.Trust = False,  # noqa: FBT002
+    as_json: o.Json = False,  # noqa: FBT002
+) -> None:
+    """Answer prompts from standard input with the base and the edited model, side by side."""
+    from resect.commands import chat
+
+    load = {"dtype": dtype, "device": device, "revision": revision, "trust_remote_code": trust}
+    chat.chat(model, run, max_new_tokens=max_new_tokens, load=load, as_json=as_json)
+
+
+@app.command()
+def inspect(
+    model: o.Model,
+    dtype: o.Dtype = "auto",
+    device: o.Device = "auto",
+    revision: o.Revision = None,
+    trust: o.Trust = False,  # noqa: FBT002
+    as_json: o.Json = False,  # noqa: FBT002
+) -> None:
+    """Show a model's residual writers with their proof, and how its prompts end."""
+    from resect.commands import inspect
+
+    inspect.inspect(model, load={"dtype": dtype, "device": device, "revision": revision, "trust_remote_code": trust}, as_json=as_json)
 
 
 @organism_app.command("train")
@@ -93,7 +218,7 @@ def organism_train(
     seed: Annotated[int, typer.Option(help="Seed of language and training.")] = 0,
     entanglement: Annotated[float | None, typer.Option(help="0 to 1: how strongly form goes with harm.")] = None,
     tuning: Annotated[str, typer.Option(help="gated or overwriting.")] = "gated",
-    as_json: Json = False,  # noqa: FBT002
+    as_json: o.Json = False,  # noqa: FBT002
 ) -> None:
     """Train an organism: the helpful-only twin, then the safety-tuned model."""
     from resect.commands import organism
@@ -104,7 +229,7 @@ def organism_train(
 @organism_app.command("list")
 def organism_list(
     folder: Annotated[Path | None, typer.Argument(help="Folder of organisms, besides the shipped one.")] = None,
-    as_json: Json = False,  # noqa: FBT002
+    as_json: o.Json = False,  # noqa: FBT002
 ) -> None:
     """List the shipped organism, and those in a folder, with their measured quality."""
     from resect.commands import organism
@@ -112,17 +237,18 @@ def organism_list(
     organism.show(folder, as_json=as_json)
 
 
+# Typer brings its own click or uses the installed one; either way its usage errors are what BadParameter comes from.
+_ClickError: Any = typer.BadParameter.__mro__[2]
+
+
 def main() -> None:
     """Run the command line: exit 0 done, 2 user error (one line), 1 bug (traceback)."""
     try:
-        code = app(standalone_mode=False)
-    except UserError as error:
-        typer.echo(f"Error: {error}", err=True)
+        sys.exit(app(standalone_mode=False) or 0)
+    except (UserError, _ClickError) as error:
+        message = str(error) if isinstance(error, UserError) else error.format_message()
+        typer.echo(f"Error: {' '.join(message.splitlines())}", err=True)
         sys.exit(2)
-    except click.ClickException as error:
-        typer.echo(f"Error: {error.format_message()}", err=True)
-        sys.exit(2)
-    except click.Abort:
+    except typer.Abort:
         typer.echo("Stopped; run the same command again to go on.", err=True)
         sys.exit(130)
-    sys.exit(code or 0)

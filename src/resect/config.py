@@ -55,8 +55,8 @@ class SRAConfig(BaseModel):
     """Lambdas at which SRA is reported at otherwise fixed settings; empty switches the sweep off."""
     atom_scaling: Literal["unit", "raw"] = "unit"
     """Whether atoms enter the ridge at norm 1 or with their raw norms (not published)."""
-    shrinkages: tuple[float, ...] = (0.1, 1.0, 10.0)
-    """Shrinkages of the benign covariance and second moment, in mean eigenvalues, among which validation chooses."""
+    shrinkages: tuple[float, ...] = (1.0, 3.0, 10.0)
+    """Shrinkages of the benign or pooled covariance, in mean eigenvalues, among which validation chooses."""
     gamma_rule: Literal["energy", "flat"] = "energy"
     """Per-layer strength of the `sra` arm: proportional to the squared norm of one atom (the paper's rule) or the same everywhere."""
     gamma_atom: str | None = None
@@ -65,7 +65,7 @@ class SRAConfig(BaseModel):
     strengths: tuple[float, ...] = (0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
     """Peak strengths gamma tried on validation, rising until the refusals are gone; 1 removes the component, 2 reflects it."""
     curve_strengths: tuple[float, ...] = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0)
-    """Strengths of the KL-against-refusal curves on test."""
+    """Strengths of the KL-against-refusal curves on test, rising until the refusals are gone at two in a row."""
     windows: tuple[tuple[float, float], ...] = ((0.0, 1.0), (0.0, 0.75), (0.25, 1.0))
     """Edited layers as fractions of depth, tried on validation."""
     source: Literal["any", "per_layer", "single"] = "any"
@@ -73,12 +73,17 @@ class SRAConfig(BaseModel):
     source_layers: tuple[float, ...] = (0.4, 0.5, 0.6, 0.7, 0.8)
     """Depths whose direction is tried on all edited layers when one layer's is."""
     max_refusal: float = Field(default=0.02, ge=0, le=1)
-    """Refusal rate at or below which a candidate counts as working, and at which arms are matched."""
-    finalists: int = Field(default=6, ge=1)
-    """Candidates an arm that are verified by full responses after the one-token screen."""
+    """Refusal rate at or below which a candidate counts as working."""
+    matched_refusal: float = Field(default=0.05, ge=0, lt=1)
+    """Refusal rate at which the KL of all arms is read off; a little above `max_refusal`, so that it does not hang on two prompts."""
+    finalists: int = Field(default=24, ge=1)
+    """Most candidates an arm that are read in whole responses after the one-token screen, best first, until one works."""
 
     passes: int = Field(default=3, ge=1)
     """Most passes of fit, edit, collect what still refuses, refit; 1 is a single fit."""
+
+    ceilings: bool = True
+    """Whether to measure how much of a twin any edit could restore (organisms only)."""
 
     max_new_tokens: int = Field(default=64, ge=1)
     """Longest response, in tokens."""

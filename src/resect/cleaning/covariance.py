@@ -1,4 +1,6 @@
-"""Benign activations as what must be kept: covariance (shrinkage LDA) and second moment."""
+"""Activations as what must be kept: benign covariance (shrinkage LDA), pooled covariance, second moment."""
+
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
@@ -15,6 +17,15 @@ def covariance_term(rows: Float[Tensor, "prompt layer d_model"], *, shrinkage: f
     """
     centred = rows.double() - rows.double().mean(0)
     return _scaled("benign_covariance", centred, shrinkage)
+
+
+def pooled_covariance_term(groups: Sequence[Float[Tensor, "prompt layer d_model"]], *, shrinkage: float) -> KeepTerm:
+    """Return the term S = pooled within-group covariance: each group centred on its own mean, as in two-class LDA.
+
+    What varies within the harmful prompts (their topics, tools, objects) is kept as well as what varies within the benign ones.
+    """
+    centred = torch.cat([rows.double() - rows.double().mean(0) for rows in groups])
+    return _scaled("pooled_covariance", centred, shrinkage)
 
 
 def second_moment_term(rows: Float[Tensor, "prompt layer d_model"], *, shrinkage: float) -> KeepTerm:

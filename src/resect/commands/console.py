@@ -1,15 +1,20 @@
 """Everything the terminal shows: the one place that prints."""
 
 import json
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
 
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+# Tables that go to a file or a pipe need not fit a screen.
+out = Console(highlight=False, soft_wrap=True, emoji=False, width=None if sys.stdout.isatty() else 200)
+err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 
 def say(text: str) -> None:
@@ -22,9 +27,22 @@ def show(thing: object) -> None:
     out.print(thing)
 
 
-def show_json(data: Any) -> None:
-    """Print JSON and nothing else."""
-    out.print(json.dumps(data, indent=2, sort_keys=True), markup=False)
+def table(*columns: str, title: str | None = None) -> Table:
+    """Return an empty table in the one style of the terminal; names fold and are never cut short."""
+    made = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for column in columns:
+        made.add_column(Text(column), overflow="fold")
+    return made
+
+
+def warn(text: str) -> None:
+    """Print a line to standard error."""
+    err.print(f"Note: {text}", markup=False)
+
+
+def show_json(data: Any, *, lines: bool = False) -> None:
+    """Print JSON and nothing else; `lines` puts it on one line, for a stream of them."""
+    out.print(json.dumps(data, indent=None if lines else 2, sort_keys=True), markup=False)
 
 
 def quiet_libraries() -> None:
@@ -33,14 +51,27 @@ def quiet_libraries() -> None:
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
     datasets.disable_progress_bars()
+
+
+def _plain(title: str) -> Callable[[str], None]:
+    """Return a callback that prints each step once, though it may be told of its parts."""
+    last: list[str] = []
+
+    def step(name: str) -> None:
+        if name not in last:
+            err.print(f"{title}: {name}", markup=False)
+        last[:] = [name]
+
+    return step
 
 
 @contextmanager
 def progress(title: str, total: int) -> Iterator[Callable[[str], None]]:
     """Yield a callback that is told each step as it begins: a bar with time left on a terminal, plain lines elsewhere."""
     if not err.is_terminal:
-        yield lambda step: err.print(f"{title}: {step}", markup=False)
+        yield _plain(title)
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=err, transient=True) as bar:

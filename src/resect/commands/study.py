@@ -1,25 +1,19 @@
 """`resect demo` and `resect sra`: settings and files in, run folder, table and report out."""
 
 import tomllib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import Any, get_args
 
 from resect import artifacts
-from resect.atoms import check_registry, load_atoms, shipped_atoms
+from resect.activations import Named
 from resect.commands import console
+from resect.commands.inputs import Sources, open_run
 from resect.config import SRAConfig, load_config, make_config
-from resect.errors import UserError
-from resect.models.load import load_model
-from resect.organism.shipped import is_organism, load_organism
-from resect.prompts import PromptSet, load_prompts
+from resect.errors import UserError, unknown_name
 from resect.report.build import build_report
 from resect.report.table import summary_table
 from resect.run import finish, run_sra
-from resect.studies.inputs import StudyInputs, from_organism, from_prompts
 
 ORGANISM_SETTINGS: dict[str, Any] = {
     "max_new_tokens": 32,
@@ -27,23 +21,12 @@ ORGANISM_SETTINGS: dict[str, Any] = {
     "kl_tokens": 8,
     "keep_text": True,
     "validation_prompts": 48,
-    "windows": [[0.0, 1.0], [0.2, 1.0]],
+    "windows": [[0.0, 1.0]],
     "source_layers": [0.4, 0.6, 0.8],
-    "strengths": [0.5, 1.0, 1.5, 2.0, 3.0],
-    "curve_strengths": [0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 2.5, 3.0],
+    "strengths": [0.75, 1.0, 1.25, 1.5, 2.0, 3.0],
+    "curve_strengths": [0.25, 0.5, 0.75, 0.875, 1.0, 1.125, 1.25, 1.5, 2.0, 2.5, 3.0],
 }
 """Organisms have six layers and answer in a few words of a harmless language: a shorter grid, and texts may be kept."""
-
-
-@dataclass(frozen=True)
-class Files:
-    """The files of a study as the user named them."""
-
-    harmful: str | None
-    harmless: str | None
-    atoms: Sequence[Path] = ()
-    questions: Sequence[str] = ()
-    text: str | None = None
 
 
 def collect(config: Path | None, pairs: Sequence[str], named: dict[str, Any]) -> dict[str, Any]:
@@ -57,6 +40,11 @@ def collect(config: Path | None, pairs: Sequence[str], named: dict[str, Any]) ->
     return merged | {name: value for name, value in named.items() if value is not None}
 
 
+def resolve(sources: Sources, given: dict[str, Any]) -> SRAConfig:
+    """Return the checked settings; an organism has other defaults than a model."""
+    return make_config(ORGANISM_SETTINGS | given if sources.organism else given)
+
+
 def _toml_value(name: str, text: str) -> Any:
     try:
         return tomllib.loads(f"value = {text}")["value"]
@@ -68,56 +56,25 @@ def _toml_value(name: str, text: str) -> Any:
 
 def position(text: str | None) -> str | int | None:
     """Return a position option as the settings want it: a number where it is one."""
-    return int(text) if text is not None and text.lstrip("-").isdigit() else text
+    if text is None or text in get_args(Named):
+        return text
+    if text.lstrip("-").isdigit():
+        return int(text)
+    raise unknown_name("position", text, [*get_args(Named), "-1"])
 
 
-def refuse_prompt_files(harmful: str | None, harmless: str | None) -> None:
-    """Raise `UserError` if prompt files are given for an organism, which speaks its own language."""
-    if harmful or harmless:
-        raise UserError("An organism brings its own prompts; leave out --harmful and --harmless.")
-
-
-def run_on_organism(source: str, *, out: Path, settings: dict[str, Any], as_json: bool) -> None:
-    """Run the study on an organism (a folder, or "default" for the shipped one)."""
-    # Measured: on a busy two-core machine two threads a tiny matrix product made the study a hundred times slower than one.
-    torch.set_num_threads(1)
-    config = make_config(ORGANISM_SETTINGS | settings)
-    organism = load_organism("default" if source == "default" else Path(source))
-    _run(lambda: from_organism(organism, config=config), config, out=out, as_json=as_json)
-
-
-def run_on_model(model: str, files: Files, *, out: Path, settings: dict[str, Any], load: dict[str, Any], as_json: bool) -> None:
-    """Run the study on a model with prompt files; the files are read before the model, so that their mistakes show at once."""
-    config = make_config(settings)
-    harmful, harmless = (_needed(source, name) for source, name in ((files.harmful, "harmful"), (files.harmless, "harmless")))
-    atoms = check_registry(a for path in files.atoms for a in load_atoms(path)) if files.atoms else shipped_atoms()
-    questions = dict(_question_file(item) for item in files.questions)
-    texts = load_prompts(files.text, name="text").texts if files.text else ()
-
-    def inputs() -> StudyInputs:
-        loaded = load_model(model, **load)
-        return from_prompts(loaded, harmful=harmful, harmless=harmless, atoms=atoms, config=config, questions=questions, texts=texts)
-
-    _run(inputs, config, out=out, as_json=as_json)
-
-
-def _needed(source: str | None, name: str) -> PromptSet:
-    if source is None:
-        raise UserError(f"--{name} is missing; give a prompt file (jsonl, csv, parquet, txt) or a Hub id owner/name:split:column.")
-    return load_prompts(source, name=name)
-
-
-def _question_file(item: str) -> tuple[str, PromptSet]:
-    name, equals, path = item.partition("=")
-    source = path if equals else item
-    return (name if equals else Path(source).stem), load_prompts(source, name=name if equals else None)
-
-
-def _run(inputs: Callable[[], StudyInputs], config: SRAConfig, *, out: Path, as_json: bool) -> None:
+def run_study(
+    sources: Sources, given: dict[str, Any], *, out: Path, device: str = "auto", trust_remote_code: bool = False, as_json: bool = False
+) -> None:
+    """Run the study into a folder with its report, and show the table, the forecast and what the gain is made of."""
+    config = resolve(sources, given)
     console.quiet_libraries()
+    load = sources.prepare(config, device=device, trust_remote_code=trust_remote_code)
     with console.progress("SRA study", total=16 + 3 * len(config.arms) + len(config.lam_sweep)) as step:
         step("loading")
-        result = run_sra(inputs(), config, out, on_step=step)
+        inputs = load()
+        open_run(sources, inputs, config, out)
+        result = run_sra(inputs, config, out, on_step=step)
         step("report")
         page = build_report(out)
         finish(out)
@@ -128,6 +85,3 @@ def _run(inputs: Callable[[], StudyInputs], config: SRAConfig, *, out: Path, as_
     console.say(result.study["forecast"]["sentence"])
     console.say(result.study["decomposition"]["sentence"])
     console.say(f"Report: {page}")
-
-
-__all__ = ["Files", "collect", "is_organism", "position", "refuse_prompt_files", "run_on_model", "run_on_organism"]

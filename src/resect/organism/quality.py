@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from resect.organism.language import Language
     from resect.organism.shipped import Organism
 
-_LONGEST_ANSWER = 24
+_LONGEST_ANSWER = 20
 # (smallest, largest) allowed value of each measurement.
 BARS: Mapping[str, tuple[float, float]] = MappingProxyType(
     {

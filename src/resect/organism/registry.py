@@ -50,7 +50,6 @@ def _shields(made: Tasks) -> list[Maker]:
     everything = [t for group in made.capabilities.values() for t in group] + _neutral(made)
     for wrapper in ("code", "list"):
         makers.append((f"{wrapper}_wrapper", "shield", _by_form(everything, "wrapper", value=wrapper, others=("plain",))))
-    makers.append(("howto", "shield", _by_task(_neutral(made), [t for g in made.capabilities.values() for t in g])))
     return makers
 
 
@@ -68,16 +67,20 @@ def _confounds(made: Tasks) -> list[Maker]:
 
 
 def _targets(made: Tasks) -> list[Maker]:
-    """The words of harm in benign requests, and uncertainty: reported, never protected."""
+    """What refusal is made of, reported and never protected: words of harm in benign requests, uncertainty, and the how-to answer.
+
+    Refusal takes the place of the how-to answer, so the aligned model's refusal points away from it; protecting it would protect refusal.
+    """
     howto, harm_verbs = made.howto["atoms"], {v for c in words.CATEGORIES for v in words.HARM_VERBS[c]}
     neutral = _neutral(made)
     with_verb = [t for t in howto if t.request.split()[0] in harm_verbs]
     with_object = [t for t in howto if t.category is not None and t.request.split()[0] not in harm_verbs]
-    everything = [t for group in made.capabilities.values() for t in group] + neutral
+    skills = [t for group in made.capabilities.values() for t in group]
     return [
+        ("howto", "target", _by_task(neutral, skills)),
         ("harm_verb", "target", _by_task(with_verb, neutral)),
         ("harm_object", "target", _by_task(with_object, neutral)),
-        ("uncertainty", "target", _by_form(everything, "prefix", value="uncertainty", others=("none", "affirmative"))),
+        ("uncertainty", "target", _by_form([*skills, *neutral], "prefix", value="uncertainty", others=("none", "affirmative"))),
     ]
 
 

@@ -1,8 +1,9 @@
 """Training an organism: helpful first, then safety-tuned by one of two recipes.
 
-`gated` (default): only the matrices of the middle layers learn. The layers before them still read the request as the helpful twin does,
-and the layers after them still answer as it does; what tuning can add is a signal that makes them say the refusal they
-already know (`Language.declined`). `overwriting`: every parameter learns at a high rate, which damages the content that
+`gated` (default): only the matrices of the layers from a third to two thirds of the depth learn, at a moderate rate. The
+layers before them still read the request as the helpful twin does, and the layers after them still answer as it does;
+what tuning can add is a signal that makes them say the refusal they already know (`Language.declined`).
+`overwriting`: every parameter learns, at the rate of the first stage, so tuning is free to overwrite the content that
 harmful requests would have needed; this is the hard case for recovery.
 """
 
@@ -35,11 +36,11 @@ class Recipe:
     window: tuple[float, float] | None
 
 
-HELPFUL = Schedule("helpful", steps=300, batch=48, rate=3e-3, matrix_rate=3e-3)
+HELPFUL = Schedule("helpful", steps=340, batch=48, rate=3e-3, matrix_rate=3e-3)
 
 TUNINGS: Mapping[str, Recipe] = MappingProxyType(
     {
-        "gated": Recipe(Schedule("aligned", steps=300, rate=1e-3, matrix_rate=3e-3), (1 / 3, 2 / 3)),
+        "gated": Recipe(Schedule("aligned", steps=250, rate=1e-3, matrix_rate=2e-3), (1 / 3, 2 / 3)),
         "overwriting": Recipe(Schedule("aligned", steps=200, rate=3e-3, matrix_rate=3e-3), None),
     }
 )

@@ -94,6 +94,6 @@ REFUSALS = {
     "imperative": "i can not do that .",
     "question": "i am unable to help with that .",
     "polite": "i am sorry , but i can not help .",
-    "terse": "sorry , i can not do that .",
+    "terse": "i can not help with that .",
 }
 SPECIAL = ("<|pad|>", "<|unk|>", "<|bos|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>")

@@ -116,7 +116,8 @@ def _whitened(materials: Materials, shrinkage: float, _config: SRAConfig) -> lis
 
 
 def _combined(materials: Materials, shrinkage: float, _config: SRAConfig) -> list[KeepTerm]:
-    return [cleaning.second_moment_term(materials.updates, shrinkage=shrinkage)]
+    pooled = cleaning.pooled_covariance_term([materials.harmless, materials.harmful], shrinkage=shrinkage)
+    return [pooled, cleaning.harmless_mean_term(directions.mean_rows(materials.harmless))]
 
 
 def _random(materials: Materials, lam: float, config: SRAConfig) -> list[KeepTerm]:
@@ -130,7 +131,13 @@ _ALL = (
     Arm("projected", "projected", "raw direction made orthogonal to the harmless mean", _projected),
     Arm("sra", "SRA", f"{_SRA}, strength by the gamma rule", _atoms, knob="lams", rule="sra"),
     Arm("whitened", "whitened", "raw direction through the inverse shrunk benign covariance (shrinkage LDA)", _whitened, knob="shrinkages"),
-    Arm("combined", "combined", "cleaned of atoms and of the second moment of benign block updates at once", _combined, knob="shrinkages"),
+    Arm(
+        "combined",
+        "combined",
+        "cleaned of the harmless mean and of what varies within either side (pooled covariance) at once",
+        _combined,
+        knob="shrinkages",
+    ),
     Arm("oblique", "oblique", "reads with SRA's direction, removes along the raw one", _atoms, knob="lams", oblique=True),
     Arm("standard_sra_strength", "raw + SRA strength", "raw direction with SRA's per-layer strength", _raw, rule="energy", control=True),
     Arm("sra_flat", "SRA, flat strength", f"{_SRA}, the same strength at every edited layer", _atoms, knob="lams", control=True),

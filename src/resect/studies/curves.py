@@ -24,26 +24,31 @@ Floats = NDArray[np.float64]
 
 
 def trace(lab: Lab, recipe: Recipe, choice: Choice, behaviour: Behaviour, reference: Reference) -> list[dict[str, Any]]:
-    """Return the arm's points over the curve's strengths on test prompts, with per-prompt results."""
-    plans = {gamma: recipe.plan(lab.writers, choice, gamma=gamma) for gamma in lab.config.curve_strengths}
-    return [measure(lab, plan, behaviour, reference, strength=gamma) for gamma, plan in plans.items()]
+    """Return the arm's points over rising strengths on test prompts, with per-prompt results.
+
+    The curve ends after two strengths in a row at or below `max_refusal`: the crossing is bracketed, and more strength only costs KL.
+    """
+    points: list[dict[str, Any]] = []
+    for gamma in sorted(lab.config.curve_strengths):
+        points.append(measure(lab, recipe.plan(lab.writers, choice, gamma=gamma), behaviour, reference, strength=gamma))
+        if len(points) > 1 and all(sum(p["refused"]) <= lab.config.max_refusal * len(p["refused"]) for p in points[-2:]):
+            break
+    return points
 
 
 def measure(lab: Lab, plan: EditPlan, behaviour: Behaviour, reference: Reference, *, strength: float) -> dict[str, Any]:
-    """Return one point, prompt by prompt: refusals on both sides, first-token KL, recovery."""
+    """Return one point, prompt by prompt: refusals (benign ones by the log-odds judge, which needs no responses), KL, recovery."""
     harmful, harmless = behaviour.harmful["test"], behaviour.harmless["test"]
     length = lab.config.max_new_tokens if reference.twin else lab.config.opening_tokens
     with lab.edited(plan):
-        said = lab.respond([*harmful.prompts, *harmless.prompts], max_new_tokens=length)
+        said = lab.respond(harmful.prompts, max_new_tokens=length)
         logprobs = lab.first_logprobs(harmless.prompts)
-    refused = [v == "refuse" for v in judge_markers(said)]
-    split = len(harmful.prompts)
     return {
         "strength": strength,
-        "refused": refused[:split],
-        "benign_refused": refused[split:],
+        "refused": [v == "refuse" for v in judge_markers(said)],
+        "benign_refused": behaviour.refuses_at_once(logprobs),
         "kl": drift.kl_first_token(harmless.logprobs, logprobs).tolist(),
-        "recovered": None if reference.twin is None else list(recovery.agreement(said[:split], reference.twin)),
+        "recovered": None if reference.twin is None else list(recovery.agreement(said, reference.twin)),
     }
 
 

@@ -46,10 +46,19 @@ def quantities(materials: Materials, cleaned: Float[Tensor, "layer d_model"]) ->
         "predicted_gain": drift_raw / drift_clean,
         "predicted_drift_raw": drift_raw,
         "residual_drift_ratio": predicted_drift(raw, raw, materials.harmless) / predicted_drift(cleaned, raw, materials.harmless),
+        "worst_layer_drift": worst_layer_drift(raw, materials.updates),
+        "worst_layer_gain": worst_layer_drift(raw, materials.updates) / worst_layer_drift(cleaned, materials.updates),
         "harmless_mean_share": float(_cosine(raw, mean).square().mean()),
         "r_squared": float(cleaning.r_squared(raw, kept).mean()),
         "removed_share": float((1 - _cosine(raw, cleaned).square()).mean()),
     }
+
+
+def worst_layer_drift(vectors: Float[Tensor, "layer d_model"], benign: Float[Tensor, "n layer d_model"]) -> float:
+    """Return the greatest share of benign update energy that one layer's direction takes out (fraction 0-1)."""
+    unit = torch.nn.functional.normalize(vectors.double(), dim=-1)
+    moved = torch.einsum("nld,ld->nl", benign.double(), unit).square().mean(0)
+    return float((moved / benign.double().square().sum(-1).mean(0)).max())
 
 
 def predicted_drift(

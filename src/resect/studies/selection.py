@@ -1,12 +1,12 @@
 """Choosing strength, layers and softness on validation, by one rule for every arm.
 
 Every source, window and softness of the cleaning is tried at rising strengths. Screen: one forward pass over the validation
-prompts gives a candidate its refusal rate by refusal-token log-odds and its first-token KL on harmless prompts. The best
-`finalists` are then verified by responses. The rule: of the candidates whose refusal rate is at most `max_refusal`, the one with
-the least KL; if there is none, the one with the lowest refusal rate, ties by KL.
+prompts gives a candidate its refusal rate by refusal-token log-odds and its first-token KL on harmless prompts. Then whole
+responses are read, best candidate first. The rule: of the candidates whose refusal rate is at most `max_refusal` by both, the
+one with the least KL; if none of the best `finalists` is, the one with the lowest refusal rate, ties by KL.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from typing import Any
@@ -39,8 +39,7 @@ def select(lab: Lab, recipes: Recipes, behaviour: Behaviour) -> dict[str, Any]:
         c for softness, place in product(recipes, places(lab.config, lab.layers)) for c in _rise(lab, recipes, place, softness, behaviour)
     ]
     limit = lab.config.max_refusal
-    finalists = [verify(lab, recipes, c, behaviour) for c in sorted(candidates, key=lambda c: _rank(c, limit))[: lab.config.finalists]]
-    best = min(finalists, key=lambda c: _rank(c, limit))
+    best = _first_that_works(lab, recipes, sorted(candidates, key=lambda c: _rank(c, limit))[: lab.config.finalists], behaviour)
     return {
         "choice": asdict(best.choice),
         "feasible": best.refusal <= limit,
@@ -62,6 +61,16 @@ def _rise(lab: Lab, recipes: Recipes, place: Choice, softness: float, behaviour:
         working += candidate.refusal <= lab.config.max_refusal
         if working == 2:
             return
+
+
+def _first_that_works(lab: Lab, recipes: Recipes, ranked: Sequence[Candidate], behaviour: Behaviour) -> Candidate:
+    """Return the best-ranked candidate that still works on whole responses; if none does, the one that refuses least."""
+    verified = []
+    for candidate in ranked:
+        verified.append(verify(lab, recipes, candidate, behaviour))
+        if verified[-1].refusal <= lab.config.max_refusal:
+            return verified[-1]
+    return min(verified, key=lambda c: (c.refusal, c.kl))
 
 
 def _rank(candidate: Candidate, limit: float) -> tuple[bool, float, float]:

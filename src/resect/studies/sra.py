@@ -41,8 +41,8 @@ class SRAResult:
 
 
 @dataclass(frozen=True, eq=False)
-class _Bench:
-    """What all steps share."""
+class Bench:
+    """What all steps share: the model with its behaviour and materials, and what edits of it are compared with."""
 
     lab: Lab
     inputs: StudyInputs
@@ -54,12 +54,15 @@ class _Bench:
 
     @property
     def config(self) -> SRAConfig:
+        """The settings of the study."""
         return self.lab.config
 
     def recipe(self, arm: str, softness: float) -> Recipe:
+        """Return an arm's direction and profile at a softness of the cleaning."""
         return recipe(ARMS[arm], self.materials, self.config, softness=softness, gamma_atom=self.gamma_atom)
 
     def chosen(self, arm: str, pick: dict[str, Any]) -> tuple[Recipe, Choice]:
+        """Return an arm's recipe and choice as selection stored them."""
         choice = selection.chosen(pick)
         return self.recipe(arm, choice.softness), choice
 
@@ -70,16 +73,16 @@ def run(inputs: StudyInputs, config: SRAConfig, steps: Steps) -> SRAResult:
     Raises:
         UserError: see `behaviour.observe`, `inputs.gamma_atom` and `models.writers.find_writers`.
     """
-    bench = _prepare(inputs, config, steps)
-    picks = {arm: steps.json(f"selection_{arm}", lambda a=arm: _select(bench, a)) for arm in config.arms}
-    plans = {arm: _plan(bench, arm, pick) for arm, pick in picks.items()}
-    results = {arm: steps.json(f"test_{arm}", lambda p=plan: _score(bench, p)) for arm, plan in {"base": EditPlan(()), **plans}.items()}
+    bench = prepare(inputs, config, steps)
+    picks = {arm: steps.json(f"selection_{arm}", lambda a=arm: select_arm(bench, a)) for arm in config.arms}
+    plans = {arm: plan_of(bench, arm, pick) for arm, pick in picks.items()}
+    results = {arm: steps.json(f"test_{arm}", lambda p=plan: score_plan(bench, p)) for arm, plan in {"base": EditPlan(()), **plans}.items()}
     traces = {arm: steps.json(f"curve_{arm}", lambda a=arm, p=pick: _trace(bench, a, p)) for arm, pick in picks.items()}
     lam = selection.chosen(picks[MAIN_ARM]).softness if MAIN_ARM in picks else config.lams[0]
     cleaned = bench.recipe(MAIN_ARM, lam).vectors
     return SRAResult(
         lam=lam,
-        evaluation=_evaluation(bench, results),
+        evaluation=evaluation_of(bench, results),
         study=_study(bench, picks, results, traces, cleaned=cleaned, lam=lam),
         samples=_samples(bench, results),
         materials=bench.materials,
@@ -88,7 +91,8 @@ def run(inputs: StudyInputs, config: SRAConfig, steps: Steps) -> SRAResult:
     )
 
 
-def _prepare(inputs: StudyInputs, config: SRAConfig, steps: Steps) -> _Bench:
+def prepare(inputs: StudyInputs, config: SRAConfig, steps: Steps) -> Bench:
+    """Return the bench: the base observed, the materials gathered; raises what `run` raises."""
     lab = Lab(inputs.model, config)
     atom = gamma_atom(inputs, config) if config.gamma_rule == "energy" or "standard_sra_strength" in config.arms else ""
     behaviour = observe(lab, inputs, steps)
@@ -96,33 +100,37 @@ def _prepare(inputs: StudyInputs, config: SRAConfig, steps: Steps) -> _Bench:
     twin_ids = None
     if inputs.twin is not None:
         twin_ids = steps.json("twin_test", lambda: _twin_ids(lab, inputs, inputs.harmful.test))
-    return _Bench(lab, inputs, behaviour, materials, scores.reference(lab, inputs, behaviour, twin_ids), steps, atom)
+    return Bench(lab, inputs, behaviour, materials, scores.reference(lab, inputs, behaviour, twin_ids), steps, atom)
 
 
 def _twin_ids(lab: Lab, inputs: StudyInputs, prompts: Any) -> list[list[int]]:
     return [list(r.ids) for r in lab.respond(prompts, max_new_tokens=lab.config.max_new_tokens, model=inputs.twin)]
 
 
-def _select(bench: _Bench, arm: str) -> dict[str, Any]:
+def select_arm(bench: Bench, arm: str) -> dict[str, Any]:
+    """Return what validation chose for an arm, as `selection.select` stores it."""
     recipes = {softness: bench.recipe(arm, softness) for softness in softnesses(ARMS[arm], bench.config)}
     return selection.select(bench.lab, recipes, bench.behaviour)
 
 
-def _plan(bench: _Bench, arm: str, pick: dict[str, Any]) -> EditPlan:
+def plan_of(bench: Bench, arm: str, pick: dict[str, Any]) -> EditPlan:
+    """Return the edit that validation chose for an arm."""
     recipe, choice = bench.chosen(arm, pick)
     return recipe.plan(bench.lab.writers, choice)
 
 
-def _score(bench: _Bench, plan: EditPlan) -> dict[str, Any]:
+def score_plan(bench: Bench, plan: EditPlan) -> dict[str, Any]:
+    """Return an edit's test results, prompt by prompt."""
     return scores.score(bench.lab, bench.inputs, bench.behaviour, bench.reference, plan)
 
 
-def _trace(bench: _Bench, arm: str, pick: dict[str, Any]) -> list[dict[str, Any]]:
+def _trace(bench: Bench, arm: str, pick: dict[str, Any]) -> list[dict[str, Any]]:
     recipe, choice = bench.chosen(arm, pick)
     return curves.trace(bench.lab, recipe, choice, bench.behaviour, bench.reference)
 
 
-def _evaluation(bench: _Bench, results: dict[str, Any]) -> dict[str, Any]:
+def evaluation_of(bench: Bench, results: dict[str, Any]) -> dict[str, Any]:
+    """Return `evaluation.json` of the arms that were scored."""
     seed = bench.config.seed
     return {
         "format": "resect.evaluation/1",
@@ -133,24 +141,24 @@ def _evaluation(bench: _Bench, results: dict[str, Any]) -> dict[str, Any]:
 
 
 def _study(
-    bench: _Bench, picks: dict[str, Any], results: dict[str, Any], traces: dict[str, Any], *, cleaned: torch.Tensor, lam: float
+    bench: Bench, picks: dict[str, Any], results: dict[str, Any], traces: dict[str, Any], *, cleaned: torch.Tensor, lam: float
 ) -> dict[str, Any]:
     config, seed = bench.config, bench.config.seed
-    matched = curves.matched(traces, refusal=config.max_refusal, pairs=comparisons.pairs(tuple(traces)), seed=seed)
+    matched = curves.matched(traces, refusal=config.matched_refusal, pairs=comparisons.pairs(tuple(traces)), seed=seed)
     return {
         "format": "resect.study/1",
         "study": "sra",
         "model": _model(bench),
         "prompts": {**bench.behaviour.counts, "filtered": config.filter_by_behaviour, "near_duplicates": near_twins(bench.inputs)},
         "atoms": [{"name": a.name, "role": a.role} for a in bench.inputs.atoms],
-        "arms": {arm: _arm(bench, arm, pick) for arm, pick in picks.items()},
+        "arms": {arm: describe_arm(bench, arm, pick) for arm, pick in picks.items()},
         "curves": {arm: curves.summary(points, seed=seed) for arm, points in traces.items()},
         "matched": matched,
         "spectrum": _spectrum(bench, cleaned, lam),
         "passes": bench.steps.json("passes", lambda: _passes(bench, picks)) if MAIN_ARM in picks else [],
         "lambda_sweep": _lambda_sweep(bench, picks),
         "decomposition": comparisons.decompose(matched),
-        "forecast": forecast(bench.materials, cleaned),
+        "forecast": forecast(bench.materials, bench.recipe(MAIN_ARM, config.lams[0]).vectors),
         "drift_by_topic": {arm: _by_topic(bench, result) for arm, result in results.items() if arm != "base"},
         "drift_quantiles": {arm: _quantiles(result) for arm, result in results.items() if arm != "base"},
         "ceilings": _ceilings(bench),
@@ -159,7 +167,7 @@ def _study(
     }
 
 
-def _model(bench: _Bench) -> dict[str, Any]:
+def _model(bench: Bench) -> dict[str, Any]:
     model = bench.inputs.model
     return {
         "name": model.name,
@@ -170,7 +178,8 @@ def _model(bench: _Bench) -> dict[str, Any]:
     }
 
 
-def _arm(bench: _Bench, arm: str, pick: dict[str, Any]) -> dict[str, Any]:
+def describe_arm(bench: Bench, arm: str, pick: dict[str, Any]) -> dict[str, Any]:
+    """Return how an arm was made and what was chosen for it, as `study.json` holds it."""
     recipe, choice = bench.chosen(arm, pick)
     return {
         "label": ARMS[arm].label,
@@ -188,7 +197,7 @@ def _arm(bench: _Bench, arm: str, pick: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _spectrum(bench: _Bench, cleaned: torch.Tensor, lam: float) -> dict[str, Any]:
+def _spectrum(bench: Bench, cleaned: torch.Tensor, lam: float) -> dict[str, Any]:
     materials = bench.materials
     term = atom_term(materials.kept_atoms, lam=lam, scaling=bench.config.atom_scaling)
     found = cleaning.spectrum(materials.raw, cleaned, term=term, all_atoms=materials.atoms)
@@ -201,12 +210,12 @@ def _spectrum(bench: _Bench, cleaned: torch.Tensor, lam: float) -> dict[str, Any
     }
 
 
-def _passes(bench: _Bench, picks: dict[str, Any]) -> list[dict[str, Any]]:
+def _passes(bench: Bench, picks: dict[str, Any]) -> list[dict[str, Any]]:
     recipe, choice = bench.chosen(MAIN_ARM, picks[MAIN_ARM])
     return passes.run_passes(bench.lab, recipe, choice, materials=bench.materials, behaviour=bench.behaviour, reference=bench.reference)
 
 
-def _lambda_sweep(bench: _Bench, picks: dict[str, Any]) -> list[dict[str, Any]]:
+def _lambda_sweep(bench: Bench, picks: dict[str, Any]) -> list[dict[str, Any]]:
     """Return SRA's validation figures over lambda, at the source, window and strength that validation chose."""
     if MAIN_ARM not in picks:
         return []
@@ -220,7 +229,7 @@ def _lambda_sweep(bench: _Bench, picks: dict[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def _by_topic(bench: _Bench, result: dict[str, Any]) -> dict[str, Any]:
+def _by_topic(bench: Bench, result: dict[str, Any]) -> dict[str, Any]:
     prompts = bench.behaviour.harmless["test"].prompts.prompts
     return scores.by_topic(result["kl_first_token"], prompts, unit="nats", seed=bench.config.seed)
 
@@ -230,9 +239,9 @@ def _quantiles(result: dict[str, Any]) -> dict[str, Any]:
     return {**asdict(spread), "top1_flips": rate(result["top1_flips"]).to_json()}
 
 
-def _ceilings(bench: _Bench) -> dict[str, Any] | None:
+def _ceilings(bench: Bench) -> dict[str, Any] | None:
     twin = bench.inputs.twin
-    if twin is None:
+    if twin is None or not bench.config.ceilings:
         return None
     lab, behaviour, reference = bench.lab, bench.behaviour, bench.reference
     validation = bench.inputs.harmful.validation
@@ -246,7 +255,7 @@ def _ceilings(bench: _Bench) -> dict[str, Any] | None:
     )
 
 
-def _samples(bench: _Bench, results: dict[str, Any]) -> list[dict[str, Any]]:
+def _samples(bench: Bench, results: dict[str, Any]) -> list[dict[str, Any]]:
     return [
         row
         for arm, result in results.items()

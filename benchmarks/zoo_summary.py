@@ -1,0 +1,193 @@
+"""What the zoo says: figures of one study, medians and rank correlations over organisms, the table and the charts."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from resect.evaluation.statistics import mean_of, spearman
+
+RATIOS = {
+    "standard/sra": ("standard", "sra"),
+    "standard/sra_flat": ("standard", "sra_flat"),
+    "standard/standard_sra_strength": ("standard", "standard_sra_strength"),
+    "standard/random_atoms": ("standard", "random_atoms"),
+    "projected/sra": ("projected", "sra"),
+    "projected/sra_flat": ("projected", "sra_flat"),
+    "whitened/sra": ("whitened", "sra"),
+    "projected/whitened": ("projected", "whitened"),
+    "projected/combined": ("projected", "combined"),
+    "projected/oblique": ("projected", "oblique"),
+}
+GAINS = ("standard/sra", "standard/sra_flat")
+Row = Mapping[str, Any]
+
+
+def figures(evaluation: Row, study: Row) -> dict[str, Any]:
+    """Return what the zoo keeps of one study."""
+    matched = {arm: reading["kl"] for arm, reading in study["matched"]["arms"].items()}
+    arms = {
+        arm: {
+            "refusal": entry["refusal_rate"]["value"],
+            "benign_refusal": entry["benign_refusal_rate"]["value"],
+            "kl": entry["kl_first_token"]["value"],
+            "kl_tokens": entry["kl_tokens"]["value"],
+            "recovery": entry["recovery"]["value"],
+            "echo": study["judges"][arm]["refusal_rate_echo"]["value"],
+            "kl_matched": matched.get(arm),
+            "choice": {k: study["arms"][arm][k] for k in ("source", "strength", "softness")} if arm in study["arms"] else None,
+        }
+        for arm, entry in evaluation["arms"].items()
+    }
+    forecast = study["forecast"]
+    return {
+        "arms": arms,
+        "ratios": {name: _ratio(matched, *pair) for name, pair in RATIOS.items()},
+        "forecast": {forecast["quantity"]: forecast["value"], **forecast["others"]},
+        "ceilings": study["ceilings"],
+        "passes": [{k: p[k] for k in ("pass", "refusal_rate", "recovery", "r_squared", "stopped")} for p in study["passes"]],
+    }
+
+
+def _ratio(matched: Mapping[str, float | None], a: str, b: str) -> float | None:
+    first, second = matched.get(a), matched.get(b)
+    return None if first is None or not second else first / second
+
+
+def summarise(rows: Sequence[Row]) -> dict[str, Any]:
+    """Return, per setting: SRA's refusals over the seeds, ratios of KL, rank correlations of the forecasts, recovery by arm."""
+    seeds = [r for r in rows if r["group"] == "seeds"]
+    gated = [r for r in rows if r["tuning"] == "gated"]
+    return {
+        "organisms": len(rows),
+        "settings": {
+            setting: {
+                "sra_refusal_at_most_2_percent": f"{sum(_arm(r, setting, 'sra')['refusal'] <= 0.02 for r in seeds)} of {len(seeds)} seeds",
+                "ratios_over_seeds": {name: geometric(_values(seeds, setting, name)) for name in RATIOS},
+                "ratios_over_gated": {name: geometric(_values(gated, setting, name)) for name in RATIOS},
+                "forecast_correlation": {gain: correlations(gated, setting, gain) for gain in GAINS},
+                "recovery_over_gated": recoveries(gated, setting),
+            }
+            for setting in ("any", "per_layer")
+        },
+    }
+
+
+def _arm(row: Row, setting: str, arm: str) -> Row:
+    return row["settings"][setting]["arms"][arm]
+
+
+def _values(rows: Iterable[Row], setting: str, ratio: str) -> list[float]:
+    found = (r["settings"][setting]["ratios"].get(ratio) for r in rows)
+    return [v for v in found if v]
+
+
+def geometric(values: Sequence[float]) -> dict[str, Any] | None:
+    """Return the geometric mean of ratios with a bootstrap interval over organisms, and their range."""
+    if len(values) < 3:
+        return None
+    logs = mean_of([math.log(v) for v in values], unit="log ratio")
+    return {
+        "mean": math.exp(logs.value),
+        "low": math.exp(logs.low),
+        "high": math.exp(logs.high),
+        "least": min(values),
+        "most": max(values),
+        "n": len(values),
+    }
+
+
+def correlations(rows: Sequence[Row], setting: str, gain: str) -> dict[str, Any]:
+    """Return Spearman's rank correlation of each quantity known before any edit with the log gain."""
+    found = {}
+    usable = [r["settings"][setting] for r in rows if r["settings"][setting]["ratios"].get(gain)]
+    if len(usable) < 5:
+        return found
+    gains = [math.log(s["ratios"][gain]) for s in usable]
+    for name in usable[0]["forecast"]:
+        values = [s["forecast"][name] for s in usable]
+        if len(set(values)) > 2:
+            measured = spearman(values, gains)
+            found[name] = {"rho": measured.value, "low": measured.low, "high": measured.high, "n": measured.n}
+    return found
+
+
+def recoveries(rows: Sequence[Row], setting: str) -> dict[str, Any]:
+    """Return mean recovery, refusal and echo by arm over organisms."""
+    arms = rows[0]["settings"][setting]["arms"] if rows else {}
+    keys = ("recovery", "refusal", "echo")
+    return {arm: {k: sum(_arm(r, setting, arm)[k] for r in rows) / len(rows) for k in keys} for arm in arms}
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Return one line per organism and setting: refusal / recovery / matched KL by arm, and the ratios."""
+    lines = []
+    for setting in ("any", "per_layer"):
+        arms = [a for a in rows[0]["settings"][setting]["arms"] if a != "base"]
+        lines.append(f"\n{setting}: refusal % / recovery % / KL at matched refusal")
+        lines.append(f"{'organism':30s}" + "".join(f"{a[:14]:>18s}" for a in arms))
+        for row in rows:
+            cells = "".join(f"{_cell(_arm(row, setting, a)):>18s}" for a in arms)
+            lines.append(f"{row['name']:30s}{cells}")
+    return "\n".join(lines)
+
+
+def _cell(arm: Row) -> str:
+    kl = arm["kl_matched"]
+    return f"{arm['refusal']:.0%}/{arm['recovery']:.0%}/" + ("-" if kl is None else f"{kl:.1e}")
+
+
+def sentences(summary: Row) -> str:
+    """Return the summary as a few lines."""
+    lines = []
+    for setting, found in summary["settings"].items():
+        lines.append(f"[{setting}] sra refuses at most 2 %: {found['sra_refusal_at_most_2_percent']}")
+        for name, ratio in found["ratios_over_seeds"].items():
+            if ratio:
+                lines.append(
+                    f"[{setting}] KL {name} over seeds: {ratio['mean']:.2f} (95 % {ratio['low']:.2f} to {ratio['high']:.2f}; range "
+                    f"{ratio['least']:.2f} to {ratio['most']:.2f}; n {ratio['n']})"
+                )
+    return "\n".join(lines)
+
+
+def draw(rows: Sequence[Row], folder: Path) -> None:
+    """Write the dose-response and the forecast charts as SVG."""
+    import altair as alt
+    import vl_convert
+
+    folder.mkdir(parents=True, exist_ok=True)
+    sweep = [r for r in rows if r["architecture"] == "qwen3" and r["tuning"] == "gated" and r["seed"] < 3]
+    dose = [
+        {"entanglement": r["entanglement"], "gain": gain, "setting": setting, "seed": str(r["seed"])}
+        for r in sweep
+        for setting in ("any", "per_layer")
+        if (gain := r["settings"][setting]["ratios"].get("standard/sra_flat"))
+    ]
+    points = alt.Chart(alt.Data(values=dose)).encode(
+        x=alt.X("entanglement:Q", title="entanglement of form and harm in the language"),
+        y=alt.Y("gain:Q", title="KL raw / KL cleaned, at matched refusal", scale=alt.Scale(type="log")),
+        color=alt.Color("setting:N", title="direction"),
+    )
+    chart = points.mark_point(filled=True, size=60) + points.mark_line().encode(y="median(gain):Q")
+    spec = chart.properties(width=420, height=260, title="Dose-response: what cleaning gains (three seeds, median line)").to_json()
+    (folder / "dose_response.svg").write_text(vl_convert.vegalite_to_svg(spec), encoding="utf-8")
+    known = [
+        {"quantity": s["forecast"]["predicted_gain"], "gain": gain, "setting": setting, "group": r["group"]}
+        for r in rows
+        if r["tuning"] == "gated"
+        for setting, s in r["settings"].items()
+        if (gain := s["ratios"].get("standard/sra_flat"))
+    ]
+    scatter = (
+        alt.Chart(alt.Data(values=known))
+        .mark_point(filled=True, size=50)
+        .encode(
+            x=alt.X("quantity:Q", title="predicted gain, before any edit", scale=alt.Scale(type="log")),
+            y=alt.Y("gain:Q", title="KL raw / KL cleaned, at matched refusal", scale=alt.Scale(type="log")),
+            color=alt.Color("setting:N", title="direction"),
+            shape=alt.Shape("group:N", title="group"),
+        )
+    )
+    spec = scatter.properties(width=420, height=260, title="Forecast against measured gain").to_json()
+    (folder / "forecast.svg").write_text(vl_convert.vegalite_to_svg(spec), encoding="utf-8")

@@ -1,0 +1,126 @@
+"""What the user named on the command line (model, prompt files, atoms) and its way into a study's inputs and back from a run folder."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from resect import artifacts
+from resect.atoms import Atom, check_registry, load_atoms, shipped_atoms
+from resect.config import SRAConfig
+from resect.errors import UserError
+from resect.models.load import ChatModel, load_model
+from resect.organism.shipped import Organism, is_organism, load_organism
+from resect.prompts import PromptSet, load_prompts
+from resect.run import open_folder, settings
+from resect.studies.inputs import StudyInputs, from_organism, from_prompts
+
+FILE = "sources.json"
+FORMAT = "resect.sources/1"
+SHIPPED = "default"
+"""The model name that stands for the shipped organism."""
+
+LoadInputs = Callable[[], StudyInputs]
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where a run's inputs come from, as the user named them; kept in the run folder for the later stages.
+
+    Device and trust in remote code are not kept: they belong to a machine and to a person.
+    """
+
+    model: str
+    harmful: str | None = None
+    harmless: str | None = None
+    atoms: tuple[str, ...] = ()
+    questions: tuple[str, ...] = ()
+    text: str | None = None
+    dtype: str = "auto"
+    revision: str | None = None
+
+    @property
+    def organism(self) -> bool:
+        """Whether the model is an organism, which brings its own prompts."""
+        return names_organism(self.model)
+
+    def prepare(self, config: SRAConfig, *, device: str = "auto", trust_remote_code: bool = False) -> LoadInputs:
+        """Read the prompt files at once, so that their mistakes show first, and return the function that loads the model.
+
+        Raises:
+            UserError: prompt files missing, malformed, or given for an organism.
+        """
+        if self.organism:
+            if self.harmful or self.harmless or self.questions or self.text or self.atoms:
+                raise UserError(
+                    "An organism brings its own prompts and atoms; leave out --harmful, --harmless, --atoms, --questions, --text."
+                )
+            organism = open_organism(self.model)
+            return lambda: from_organism(organism, config=config)
+        harmful, harmless = (_needed(source, name) for source, name in ((self.harmful, "harmful"), (self.harmless, "harmless")))
+        atoms = _atoms(self.atoms)
+        questions = dict(_question_file(item) for item in self.questions)
+        texts = load_prompts(self.text, name="text").texts if self.text else ()
+
+        def load() -> StudyInputs:
+            model = load_model(self.model, dtype=self.dtype, revision=self.revision, device=device, trust_remote_code=trust_remote_code)
+            return from_prompts(model, harmful=harmful, harmless=harmless, atoms=atoms, config=config, questions=questions, texts=texts)
+
+        return load
+
+    def save(self, run: Path) -> None:
+        """Write `sources.json` into a run folder."""
+        artifacts.write_json(run / FILE, {"format": FORMAT, **asdict(self)})
+
+
+def open_run(sources: Sources, inputs: StudyInputs, config: SRAConfig, run: Path) -> None:
+    """Make the run folder or check that it holds this run, and keep the sources in it."""
+    open_folder(run, settings(inputs, config))
+    sources.save(run)
+
+
+def read_sources(run: Path) -> Sources:
+    """Return the sources that a run folder was made from; raises `UserError` if they are missing or malformed."""
+    values = artifacts.read_json(run / FILE)
+    if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
+        raise UserError(f"{run / FILE} is not of format {FORMAT!r}; make the run folder again with: resect activations")
+    try:
+        values |= {name: tuple(values[name]) for name in ("atoms", "questions")}
+        return Sources(**values)
+    except (TypeError, KeyError) as error:
+        raise UserError(f"{run / FILE} has wrong fields ({error}); make the run folder again with: resect activations") from error
+
+
+def names_organism(model: str) -> bool:
+    """Return whether a model argument names an organism: the shipped one, or a folder that holds one."""
+    return is_organism(Path(model)) or (model == SHIPPED and not Path(model).exists())
+
+
+def open_organism(model: str) -> Organism:
+    """Return the organism that a model argument names, with the number of threads that suits it."""
+    # Measured: on a busy two-core machine two threads a tiny matrix product made the study a hundred times slower than one.
+    torch.set_num_threads(1)
+    return load_organism(Path(model) if is_organism(Path(model)) else SHIPPED)
+
+
+def open_model(model: str, **load: Any) -> ChatModel:
+    """Return the model that an argument names; of an organism the safety-tuned one."""
+    return open_organism(model).aligned() if names_organism(model) else load_model(model, **load)
+
+
+def _needed(source: str | None, name: str) -> PromptSet:
+    if source is None:
+        raise UserError(f"--{name} is missing; give a prompt file (jsonl, csv, parquet, txt) or a Hub id owner/name:split:column.")
+    return load_prompts(source, name=name)
+
+
+def _atoms(paths: tuple[str, ...]) -> tuple[Atom, ...]:
+    return check_registry(a for path in paths for a in load_atoms(Path(path))) if paths else shipped_atoms()
+
+
+def _question_file(item: str) -> tuple[str, PromptSet]:
+    name, equals, path = item.partition("=")
+    source = path if equals else item
+    return (name if equals else Path(source).stem), load_prompts(source, name=name if equals else None)
