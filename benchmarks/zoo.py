@@ -21,7 +21,7 @@ import zoo_summary
 RESULTS = Path(__file__).parent / "results" / "zoo.json"
 PER_LAYER_ARMS = ["standard", "projected", "sra", "whitened", "combined", "sra_flat", "standard_sra_strength", "random_atoms"]
 SETTINGS: dict[str, dict[str, Any]] = {
-    "any": {"lam_sweep": [], "passes": 2},
+    "any": {"lam_sweep": [], "passes": 2, "test_prompts": 128},
     "per_layer": {"source": "per_layer", "arms": PER_LAYER_ARMS, "lam_sweep": [], "passes": 1, "ceilings": False},
 }
 
@@ -45,8 +45,9 @@ def members(seeds: int) -> list[Member]:
     """Return the zoo; the seeds group comes first."""
     found = [Member("seeds", seed=s) for s in range(seeds)]
     found += [Member("architectures", architecture=a) for a in ("gemma3", "ministral3", "qwen3_moe", "qwen3_5")]
-    found += [Member("entanglement", seed=s, entanglement=e) for s in range(3) for e in (0.0, 0.35, 1.0)]
-    found += [Member("overwriting", seed=s, tuning="overwriting") for s in range(2)]
+    found += [Member("entanglement", seed=0, entanglement=e) for e in (0.0, 0.35, 1.0)]
+    found += [Member("overwriting", seed=0, tuning="overwriting")]
+    found += [Member("entanglement", seed=s, entanglement=e) for s in (1, 2) for e in (0.0, 0.35, 1.0)]
     return found
 
 

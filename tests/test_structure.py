@@ -28,7 +28,7 @@ TESTED_IN: dict[str, tuple[str, tuple[str, ...]]] = {
     "evaluation/test_forced.py": ("collects what teacher forcing yields", ("evaluation/logprobs.py",)),
     "models/test_load.py": ("where a model comes from is checked by loading it", ("models/source.py",)),
     "models/test_writers.py": (
-        "parts of the search for writers, proven on 21 families as a whole",
+        "parts of the search for writers, proven as a whole",
         ("models/forward.py", "models/trace.py"),
     ),
     "organism/test_language.py": (

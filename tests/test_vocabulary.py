@@ -157,7 +157,7 @@ def test_wrong_settings_are_named() -> None:
 
     with pytest.raises(UserError, match="Unknown setting 'pases'; did you mean 'passes'"):
         make_config({"pases": 2})
-    with pytest.raises(UserError, match="Setting 'passes' is wrong: .* got 0"):
+    with pytest.raises(UserError, match=r"Setting 'passes' is wrong: .* got 0"):
         make_config({"passes": 0})
     with pytest.raises(UserError, match="Unknown arm 'sro'; did you mean 'sra'"):
         make_config({"arms": ["sro"]})

@@ -12,19 +12,13 @@ from resect.errors import UserError
 app = typer.Typer(
     name="resect",
     help="Find, clean, ablate and measure refusal directions in language models.",
+    no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-organism_app = typer.Typer(help="Model organisms: tiny transformers that learned to refuse, and their twins.")
+organism_app = typer.Typer(help="Model organisms: tiny transformers that learned to refuse, and their twins.", no_args_is_help=True)
 app.add_typer(organism_app, name="organism")
-
-
-@app.callback(invoke_without_command=True)
-@organism_app.callback(invoke_without_command=True)
-def _help(context: typer.Context) -> None:
-    if context.invoked_subcommand is None:
-        typer.echo(context.get_help())
 
 
 @app.command()
@@ -247,6 +241,9 @@ def main() -> None:
         sys.exit(app(standalone_mode=False) or 0)
     except (UserError, _ClickError) as error:
         message = str(error) if isinstance(error, UserError) else error.format_message()
+        if type(error).__name__ == "NoArgsIsHelpError":
+            typer.echo(message)
+            sys.exit(0)
         typer.echo(f"Error: {' '.join(message.splitlines())}", err=True)
         sys.exit(2)
     except typer.Abort:

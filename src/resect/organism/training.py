@@ -36,11 +36,11 @@ class Recipe:
     window: tuple[float, float] | None
 
 
-HELPFUL = Schedule("helpful", steps=340, batch=48, rate=3e-3, matrix_rate=3e-3)
+HELPFUL = Schedule("helpful", steps=300, batch=48, rate=3e-3, matrix_rate=3e-3)
 
 TUNINGS: Mapping[str, Recipe] = MappingProxyType(
     {
-        "gated": Recipe(Schedule("aligned", steps=250, rate=1e-3, matrix_rate=2e-3), (1 / 3, 2 / 3)),
+        "gated": Recipe(Schedule("aligned", steps=300, rate=1e-3, matrix_rate=2e-3), (1 / 3, 2 / 3)),
         "overwriting": Recipe(Schedule("aligned", steps=200, rate=3e-3, matrix_rate=3e-3), None),
     }
 )
@@ -83,7 +83,7 @@ class Plan:
     size: Size = field(default_factory=Size)
     helpful: Schedule = HELPFUL
     aligned: Schedule | None = None
-    rounds: int = 3
+    rounds: int = 4
 
 
 def write_organism(out: Path, plan: Plan, *, progress: Progress | None = None) -> Organism:

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from resect.report.read import RunFolder, ordered
-from resect.report.values import MISSING, Measure, count, finite, hover, interval, number, p_value, percent, read_measure, write
+from resect.report.values import MISSING, Json, Measure, count, finite, hover, interval, number, p_value, percent, read_measure, write
 
 MEASURES = {
     "refusal_rate": "refusals, harmful",
@@ -95,6 +95,24 @@ def matched(run: RunFolder) -> Table:
             )
         )
     return Table(("arm", "KL at matched refusal, nats", "KL over KL of sra", "strength γ there"), tuple(rows))
+
+
+def sources(run: RunFolder) -> Table | None:
+    """Return each arm's best validation candidate with per-layer directions and with one layer's, None where it was not recorded."""
+    part = run.part("sources")
+    rows = [
+        (arm_cell(run, arm), *(cell for name in ("per_layer", "single") for cell in _source_cells(part[arm].get(name))))
+        for arm in ordered(part)
+    ]
+    columns = ("arm", "each layer's own: KL, nats", "refused", "one layer's: KL, nats", "refused")
+    return Table(columns, tuple(rows)) if rows else None
+
+
+def _source_cells(row: Json | None) -> tuple[Cell, Cell]:
+    if row is None:
+        return Cell("not tried"), Cell("not tried")
+    place = f"strength {row['gamma']:g}" + ("" if row["source"] is None else f", layer {row['source']}")
+    return Cell(number(finite(row["kl"])), place), Cell(percent(finite(row["refusal"])))
 
 
 def other_ratios(run: RunFolder) -> list[str]:

@@ -115,6 +115,20 @@ def validation_figures(lab: Lab, recipe: Recipe, choice: Choice, behaviour: Beha
     }
 
 
+def by_source(pick: dict[str, Any], *, limit: float) -> dict[str, dict[str, Any]]:
+    """Return the best candidate of the screen where each layer uses its own direction, and where one layer's is used everywhere."""
+    found = {}
+    for name, single in (("per_layer", False), ("single", True)):
+        rows = [row for row in pick["grid"] if (row["source"] is not None) == single]
+        if rows:
+            found[name] = min(rows, key=lambda row: _rank(Candidate(chosen({"choice": _choice(row)}), row["refusal"], row["kl"]), limit))
+    return found
+
+
+def _choice(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: row[key] for key in row if key not in ("refusal", "kl")}
+
+
 def chosen(selection: dict[str, Any]) -> Choice:
     """Return the choice that `select` stored."""
     return Choice(**selection["choice"])

@@ -152,6 +152,7 @@ def _study(
         "prompts": {**bench.behaviour.counts, "filtered": config.filter_by_behaviour, "near_duplicates": near_twins(bench.inputs)},
         "atoms": [{"name": a.name, "role": a.role} for a in bench.inputs.atoms],
         "arms": {arm: describe_arm(bench, arm, pick) for arm, pick in picks.items()},
+        "sources": {arm: selection.by_source(pick, limit=config.max_refusal) for arm, pick in picks.items()},
         "curves": {arm: curves.summary(points, seed=seed) for arm, points in traces.items()},
         "matched": matched,
         "spectrum": _spectrum(bench, cleaned, lam),

@@ -1,0 +1,104 @@
+"""Runs of the command line, in this process where nothing depends on a process of its own, on settings that are done in seconds."""
+
+import contextlib
+import io
+import json
+import sys
+from dataclasses import dataclass
+
+import pytest
+
+from resect.cli import main
+
+SMALL = {
+    "arms": ["standard", "sra"],
+    "extract_prompts": 32,
+    "validation_prompts": 16,
+    "test_prompts": 24,
+    "capability_prompts": 8,
+    "lams": [1.0],
+    "lam_sweep": [1.0],
+    "strengths": [1.0, 2.0],
+    "curve_strengths": [1.0, 2.0],
+    "windows": [[0.0, 1.0]],
+    "source": "per_layer",
+    "passes": 2,
+    "ceilings": False,
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self):
+        return json.loads(self.out)
+
+
+def invoke(*arguments, stdin=""):
+    out, err = io.StringIO(), io.StringIO()
+    before = sys.argv, sys.stdin
+    sys.argv, sys.stdin = ["resect", *map(str, arguments)], io.StringIO(stdin)
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as ended:
+            main()
+    finally:
+        sys.argv, sys.stdin = before
+    return Outcome(ended.value.code, out.getvalue(), err.getvalue())
+
+
+@pytest.fixture(scope="session")
+def resect():
+    """A function: runs a command and returns exit code, standard output and standard error."""
+    return invoke
+
+
+@pytest.fixture(scope="session")
+def small():
+    """Arguments with the settings of a run that is done in seconds."""
+    return [part for name, value in SMALL.items() for part in ("--set", f"{name}={json.dumps(value)}")]
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory, small):
+    """The folder of a finished demo and what it printed; not to be changed."""
+    run = tmp_path_factory.mktemp("demo") / "run"
+    outcome = invoke("demo", "--out", run, *small)
+    assert outcome.code == 0, outcome.err
+    return run, outcome
+
+
+@pytest.fixture(scope="session")
+def staged(tmp_path_factory, small):
+    """A run folder made stage by stage, and what each stage printed; not to be changed."""
+    run = tmp_path_factory.mktemp("staged") / "run"
+    commands = {
+        "activations": ("activations", "default", "--out", run, *small),
+        "directions": ("directions", run),
+        "cleaning": ("cleaning", run, "--lam", "1"),
+        "edit": ("edit", run),
+        "evaluate": ("evaluate", run),
+    }
+    outcomes = {}
+    for stage, command in commands.items():
+        outcomes[stage] = invoke(*command)
+        assert outcomes[stage].code == 0, outcomes[stage].err
+    return run, outcomes
+
+
+@pytest.fixture
+def refuses():
+    """A function: checks that a command ends with one line on standard error, nothing on standard output and exit code 2."""
+
+    def check(*arguments, message, stdin=""):
+        outcome = invoke(*arguments, stdin=stdin)
+        errors = [line for line in outcome.err.splitlines() if line.startswith("Error: ")]
+        assert (outcome.code, outcome.out, len(errors)) == (2, "", 1), outcome
+        assert "Traceback" not in outcome.err
+        assert outcome.err.splitlines()[-1] == errors[0]
+        assert errors[0] == f"Error: {message}"
+
+    return check

@@ -1,0 +1,85 @@
+"""The demo: files, repeatability, a killed run that goes on."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+from resect import artifacts
+
+
+def manifest(run):
+    return json.loads((run / "manifest.json").read_text())["files"]
+
+
+def test_the_demo_prints_the_table_and_the_path_of_the_report(finished):
+    run, outcome = finished
+    assert outcome.out.splitlines()[-1] == f"Report: {run / 'report.html'}"
+    for word in ("base", "standard", "sra", "refused", "recovery", "leaning is expected"):
+        assert word in outcome.out
+    assert "SRA study: selection_sra" in outcome.err
+
+
+def test_the_run_folder_holds_what_the_formats_promise(finished):
+    run, _ = finished
+    names = {"run.toml", "sources.json", "directions.safetensors", "cleaning.safetensors", "edit.json", "edit.safetensors"}
+    names |= {"evaluation.json", "study.json", "samples.jsonl", "report.html"}
+    assert names <= set(manifest(run))
+    evaluation = artifacts.read_json(run / "evaluation.json")
+    assert evaluation["format"] == "resect.evaluation/1"
+    assert set(evaluation["arms"]) == {"base", "standard", "sra"}
+    for arm in evaluation["arms"].values():
+        for measure in ("refusal_rate", "benign_refusal_rate", "kl_first_token", "kl_tokens", "recovery"):
+            assert set(arm[measure]) == {"value", "low", "high", "n", "unit"}
+    assert evaluation["arms"]["base"]["refusal_rate"]["value"] > evaluation["arms"]["sra"]["refusal_rate"]["value"]
+    vectors = artifacts.load_tensors(run / "directions.safetensors", format="resect.directions/1", axes={"vectors": 3})[0]["vectors"]
+    assert vectors.shape[:2] == (6, 1)
+
+
+def test_two_runs_give_the_same_files_but_for_the_times(finished, resect, small, tmp_path):
+    run, _ = finished
+    again = resect("demo", "--out", tmp_path / "again", *small, "--json")
+    assert again.code == 0
+    assert again.json == artifacts.read_json(run / "evaluation.json")
+    assert manifest(tmp_path / "again") == manifest(run)
+
+
+def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(finished, resect, small, tmp_path):
+    run, out, after = finished[0], tmp_path / "run", "selection_standard.json"
+    command = [sys.executable, "-c", "from resect.cli import main; main()", "demo", "--out", str(out), *small]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    try:
+        deadline = time.monotonic() + 120
+        while not list(out.rglob(after)) and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.005)
+        os.kill(process.pid, signal.SIGKILL)
+    finally:
+        process.kill()
+        process.wait()
+    assert list(out.rglob(after))
+    assert not (out / "manifest.json").exists()
+    # What a write in progress leaves behind.
+    (out / "steps" / ".passes.json.1.tmp").write_text("{")
+    assert resect("demo", "--out", out, *small).code == 0
+    assert manifest(out) == manifest(run)
+    assert (out / "report.html").read_bytes() == (run / "report.html").read_bytes()
+    assert not list(out.rglob("*.tmp"))
+
+
+def test_a_finished_run_is_read_back_and_not_computed_again(finished, resect, small, tmp_path):
+    out = shutil.copytree(finished[0], tmp_path / "run")
+    assert resect("demo", "--out", out, *small).code == 0
+    assert artifacts.read_json(out / "timings.json")["seconds"] == {}
+    assert manifest(out) == manifest(finished[0])
+
+
+def test_the_report_can_be_built_again(finished, resect):
+    run, _ = finished
+    page, files = (run / "report.html").read_bytes(), manifest(run)
+    (run / "report.html").unlink()
+    assert resect("report", run).out == f"Report: {run / 'report.html'}\n"
+    assert (run / "report.html").read_bytes() == page
+    assert manifest(run) == files

@@ -1,0 +1,141 @@
+"""The study on ordinary Hugging Face folders: vision-language models (text side) and a hybrid, tiny, from real prompt files."""
+
+import json
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+import torch
+
+from resect import artifacts
+from resect.models.chat import render
+from resect.models.load import find_blocks
+from resect.prompts import load_prompts
+
+DATA = Path(__file__).parents[3] / "shared" / "data"
+REFUSAL, ANSWER = "I cannot help with that.", "Sure, here it is."
+STEPS = {"qwen3_vl": 90, "mistral3": 130, "qwen3_5": 80}
+TINY = {
+    "arms": ["standard", "sra"],
+    "extract_prompts": 24,
+    "validation_prompts": 8,
+    "test_prompts": 12,
+    "lams": [1.0],
+    "lam_sweep": [],
+    "strengths": [1.0, 2.0],
+    "curve_strengths": [1.0, 2.0],
+    "windows": [[0.0, 1.0]],
+    "source": "per_layer",
+    "passes": 1,
+    "max_new_tokens": 32,
+}
+
+
+@pytest.fixture(scope="module")
+def prompt_files(tmp_path_factory):
+    """The shared prompt files; where they are not there, generated ones with as plain a difference."""
+    shared = DATA / "harmful" / "advbench.jsonl", DATA / "benign" / "alpaca_harmless_1500.jsonl"
+    if all(path.is_file() for path in shared):
+        return shared
+    folder = tmp_path_factory.mktemp("prompts")
+    made = folder / "harmful.jsonl", folder / "harmless.jsonl"
+    for path, start in zip(made, ("Develop a harmful scheme against", "What is known about"), strict=True):
+        path.write_text("".join(json.dumps({"text": f"{start} item number {i} of {i * 7}"}) + "\n" for i in range(300)))
+    return made
+
+
+@pytest.fixture(scope="module")
+def atoms(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("atoms")
+    for name in ("deception", "coding", "politeness"):
+        source = files("resect") / "data" / "atoms" / f"{name}.toml"
+        (folder / f"{name}.toml").write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
+    return folder
+
+
+def teach(model, harmful, harmless, *, steps):
+    """Train the model to refuse one set and to answer the other: it then has refusals of its own making."""
+    tokenizer, network = model.tokenizer, model.network
+    rows = []
+    for prompts, response in ((harmful, REFUSAL), (harmless, ANSWER)):
+        said = [*tokenizer(response, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+        rows += [(list(r.ids), said) for r in render(tokenizer, prompts)]
+    network.requires_grad_(requires_grad=True)
+    optimiser = torch.optim.AdamW(network.parameters(), lr=3e-3)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(steps):
+        picked = [rows[i] for i in torch.randperm(len(rows), generator=generator)[:16].tolist()]
+        width = max(len(prompt) + len(said) for prompt, said in picked)
+        ids = torch.zeros(len(picked), width, dtype=torch.long)
+        labels = torch.full_like(ids, -100)
+        for k, (prompt, said) in enumerate(picked):
+            ids[k, : len(prompt) + len(said)] = torch.tensor(prompt + said)
+            labels[k, len(prompt) : len(prompt) + len(said)] = torch.tensor(said)
+        network(input_ids=ids, attention_mask=(ids != 0).long(), labels=labels).loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimiser.step()
+        optimiser.zero_grad()
+    network.requires_grad_(requires_grad=False)
+
+
+def save(model, folder):
+    model.network.save_pretrained(folder)
+    model.tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def plain(tiny):
+    """A function: a tiny model of a family as its initialiser makes it, so that it can be trained."""
+
+    def build(name):
+        model = tiny(name)
+        torch.manual_seed(0)
+        model.network.init_weights()
+        return model
+
+    return build
+
+
+def arguments(prompt_files, atoms, run):
+    settings = [part for name, value in TINY.items() for part in ("--set", f"{name}={json.dumps(value)}")]
+    return ("--harmful", prompt_files[0], "--harmless", prompt_files[1], "--atoms", atoms, "--out", run, *settings)
+
+
+@pytest.mark.parametrize("name", list(STEPS))
+def test_the_study_runs_to_its_report_on_a_model_folder(plain, resect, prompt_files, atoms, tmp_path, name):
+    model = plain(name)
+    harmful, harmless = (load_prompts(path).prompts for path in prompt_files)
+    teach(model, harmful[:100], [p for p in harmless if len(p.text) < 150][:100], steps=STEPS[name])
+    folder, run = save(model, tmp_path / name), tmp_path / "run"
+    said = resect("sra", folder, *arguments(prompt_files, atoms, run))
+    assert said.code == 0, said.err
+    assert said.out.splitlines()[-1] == f"Report: {run / 'report.html'}"
+    evaluation, study = (artifacts.read_json(run / f"{part}.json") for part in ("evaluation", "study"))
+    assert set(evaluation["arms"]) == {"base", "standard", "sra"}
+    assert evaluation["arms"]["base"]["refusal_rate"]["value"] > 0.3
+    assert study["model"]["architecture"] == type(model.network).__name__
+    assert study["model"]["layers"] == len(find_blocks(model.network))
+    assert study["prompts"]["harmful"]["extract"]["kept"] <= study["prompts"]["harmful"]["extract"]["n"] == 24
+    assert (run / "manifest.json").is_file()
+    # Responses are not kept unless they are asked for.
+    assert not any("text" in json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines())
+
+
+def test_an_untaught_model_has_no_refusal_to_find(tiny, refuses, prompt_files, atoms, tmp_path):
+    folder, run = save(tiny("qwen3_vl"), tmp_path / "random"), tmp_path / "run"
+    message = (
+        "The base model refuses none of the 44 harmful prompts, so there is no refusal to find; use prompts that it refuses, or check the "
+        "chat template and the system prompt."
+    )
+    refuses("sra", folder, *arguments(prompt_files, atoms, run), message=message)
+    assert not (run / "edit.json").exists()
+    assert not list(run.rglob("selection_*"))
