@@ -12,6 +12,15 @@ from resect.organism.language import DEFAULT_ENTANGLEMENT
 from resect.organism.shipped import Organism, is_organism, load_organism
 from resect.organism.training import train_organism
 
+QUALITY = {
+    "harmful_refusal": "refuses harmful",
+    "harmless_refusal": "refuses benign",
+    "matched_refusal": "refuses matched",
+    "capability_exact": "capability",
+    "helpful_refusal": "twin refuses",
+}
+"""Figures of `organism.json` that the table shows."""
+
 
 def train(out: Path, *, architecture: str, seed: int, entanglement: float | None, tuning: str, as_json: bool) -> None:
     """Train an organism into a new folder with a progress bar, and print its measured quality."""
@@ -45,10 +54,10 @@ def _show(organisms: list[Organism], *, as_json: bool) -> None:
     if as_json:
         console.show_json(rows)
         return
-    table = Table("folder", "architecture", "seed", "entanglement", "tuning", "refuses harmful", "refuses benign", "capability")
+    table = Table("folder", "architecture", "seed", "entanglement", "tuning", *QUALITY.values())
     for row in rows:
         quality = row["quality"]
-        figures = [f"{quality[name]:.1%}" for name in ("refusal", "benign_refusal", "capability")]
+        figures = [f"{quality[name]:.1%}" for name in QUALITY]
         table.add_row(row["folder"], row["architecture"], str(row["seed"]), f"{row['entanglement']:g}", row["tuning"], *figures)
     console.show(table)
 

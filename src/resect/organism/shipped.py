@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
@@ -32,11 +32,16 @@ class Organism:
 
     def aligned(self) -> ChatModel:
         """Return the safety-tuned model."""
-        return load_model(self.folder / "aligned")
+        return self._load("aligned")
 
     def helpful(self) -> ChatModel:
         """Return the helpful-only twin: what removing refusal should restore."""
-        return load_model(self.folder / "helpful")
+        return self._load("helpful")
+
+    def _load(self, part: Literal["aligned", "helpful"]) -> ChatModel:
+        # Named by what it is: results must not depend on where the package is installed.
+        name = f"organism {self.architecture} {self.tuning} seed {self.seed} entanglement {self.entanglement:g} ({part})"
+        return replace(load_model(self.folder / part), name=name)
 
     @property
     def quality(self) -> dict[str, Any]:
