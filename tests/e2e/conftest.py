@@ -7,8 +7,10 @@ import sys
 from dataclasses import dataclass
 
 import pytest
+import torch
 
 from resect.cli import main
+from resect.models.chat import render
 
 SMALL = {
     "arms": ["standard", "sra"],
@@ -102,3 +104,54 @@ def refuses():
         assert errors[0] == f"Error: {message}"
 
     return check
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def plain(tiny):
+    """A function: a tiny model of a family as its initialiser makes it, so that it can be trained."""
+
+    def build(family):
+        model = tiny(family)
+        torch.manual_seed(0)
+        model.network.init_weights()
+        return model
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def teach():
+    """A function: trains a model to give each response to its prompts, so that it refuses of its own making."""
+
+    def train(model, lessons, *, steps):
+        tokenizer, network = model.tokenizer, model.network
+        rows = []
+        for response, prompts in lessons.items():
+            said = [*tokenizer(response, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+            rows += [(list(r.ids), said) for r in render(tokenizer, prompts)]
+        network.requires_grad_(requires_grad=True)
+        optimiser = torch.optim.AdamW(network.parameters(), lr=3e-3)
+        generator = torch.Generator().manual_seed(0)
+        for _ in range(steps):
+            picked = [rows[i] for i in torch.randperm(len(rows), generator=generator)[:16].tolist()]
+            width = max(len(prompt) + len(said) for prompt, said in picked)
+            ids = torch.zeros(len(picked), width, dtype=torch.long)
+            labels = torch.full_like(ids, -100)
+            for k, (prompt, said) in enumerate(picked):
+                ids[k, : len(prompt) + len(said)] = torch.tensor(prompt + said)
+                labels[k, len(prompt) : len(prompt) + len(said)] = torch.tensor(said)
+            network(input_ids=ids, attention_mask=(ids != 0).long(), labels=labels).loss.backward()
+            torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+            optimiser.step()
+            optimiser.zero_grad()
+        network.requires_grad_(requires_grad=False)
+
+    return train

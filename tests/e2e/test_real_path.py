@@ -5,10 +5,8 @@ from importlib.resources import files
 from pathlib import Path
 
 import pytest
-import torch
 
 from resect import artifacts
-from resect.models.chat import render
 from resect.models.load import find_blocks
 from resect.prompts import load_prompts
 
@@ -53,56 +51,10 @@ def atoms(tmp_path_factory):
     return folder
 
 
-def teach(model, harmful, harmless, *, steps):
-    """Train the model to refuse one set and to answer the other: it then has refusals of its own making."""
-    tokenizer, network = model.tokenizer, model.network
-    rows = []
-    for prompts, response in ((harmful, REFUSAL), (harmless, ANSWER)):
-        said = [*tokenizer(response, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
-        rows += [(list(r.ids), said) for r in render(tokenizer, prompts)]
-    network.requires_grad_(requires_grad=True)
-    optimiser = torch.optim.AdamW(network.parameters(), lr=3e-3)
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(steps):
-        picked = [rows[i] for i in torch.randperm(len(rows), generator=generator)[:16].tolist()]
-        width = max(len(prompt) + len(said) for prompt, said in picked)
-        ids = torch.zeros(len(picked), width, dtype=torch.long)
-        labels = torch.full_like(ids, -100)
-        for k, (prompt, said) in enumerate(picked):
-            ids[k, : len(prompt) + len(said)] = torch.tensor(prompt + said)
-            labels[k, len(prompt) : len(prompt) + len(said)] = torch.tensor(said)
-        network(input_ids=ids, attention_mask=(ids != 0).long(), labels=labels).loss.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimiser.step()
-        optimiser.zero_grad()
-    network.requires_grad_(requires_grad=False)
-
-
 def save(model, folder):
     model.network.save_pretrained(folder)
     model.tokenizer.save_pretrained(folder)
     return folder
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture
-def plain(tiny):
-    """A function: a tiny model of a family as its initialiser makes it, so that it can be trained."""
-
-    def build(name):
-        model = tiny(name)
-        torch.manual_seed(0)
-        model.network.init_weights()
-        return model
-
-    return build
 
 
 def arguments(prompt_files, atoms, run):
@@ -111,10 +63,10 @@ def arguments(prompt_files, atoms, run):
 
 
 @pytest.mark.parametrize("name", list(STEPS))
-def test_the_study_runs_to_its_report_on_a_model_folder(plain, resect, prompt_files, atoms, tmp_path, name):
+def test_the_study_runs_to_its_report_on_a_model_folder(plain, teach, resect, prompt_files, atoms, tmp_path, name):
     model = plain(name)
     harmful, harmless = (load_prompts(path).prompts for path in prompt_files)
-    teach(model, harmful[:100], [p for p in harmless if len(p.text) < 150][:100], steps=STEPS[name])
+    teach(model, {REFUSAL: harmful[:100], ANSWER: [p for p in harmless if len(p.text) < 150][:100]}, steps=STEPS[name])
     folder, run = save(model, tmp_path / name), tmp_path / "run"
     said = resect("sra", folder, *arguments(prompt_files, atoms, run))
     assert said.code == 0, said.err

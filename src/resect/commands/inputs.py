@@ -55,7 +55,7 @@ class Sources:
         if self.organism:
             if self.harmful or self.harmless or self.questions or self.text or self.atoms:
                 raise UserError(
-                    "An organism brings its own prompts and atoms; leave out --harmful, --harmless, --atoms, --questions, --text."
+                    "An organism brings its own prompts and atoms; leave out the prompt files, --atoms, --questions and --text."
                 )
             organism = open_organism(self.model)
             return lambda: from_organism(organism, config=config)

@@ -134,9 +134,10 @@ _ALL = (
     Arm(
         "combined",
         "combined",
-        "cleaned of the harmless mean and of what varies within either side (pooled covariance) at once",
+        "cleaned of the harmless mean and of what varies within either side (pooled covariance), strength by the gamma rule",
         _combined,
         knob="shrinkages",
+        rule="sra",
     ),
     Arm("oblique", "oblique", "reads with SRA's direction, removes along the raw one", _atoms, knob="lams", oblique=True),
     Arm("standard_sra_strength", "raw + SRA strength", "raw direction with SRA's per-layer strength", _raw, rule="energy", control=True),

@@ -1,0 +1,92 @@
+"""Choosing on validation: one rule, told by planted candidates, and what it gives on the organism."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from resect.evaluation import drift
+from resect.studies import selection
+from resect.studies.arms import Choice
+from resect.studies.selection import Candidate
+
+RATES = st.sampled_from([0.0, 0.01, 0.02, 0.05, 0.3, 1.0])
+
+
+class Planted:
+    """A lab of three places whose refusal and KL at each strength are given, on one token and on whole responses."""
+
+    def __init__(self, monkeypatch, config, table):
+        self.table, self.config, self.layers, self.screened = table, config, 6, []
+        monkeypatch.setattr(selection, "places", lambda *_: [Choice(source, 0, 5, 1.0) for source in (None, 3, 4)])
+        monkeypatch.setattr(selection, "screen", self.screen)
+        monkeypatch.setattr(selection, "verify", self.verify)
+        monkeypatch.setattr(selection, "validation_figures", lambda *_: {})
+
+    def screen(self, _lab, _recipes, choice, _behaviour):
+        self.screened.append(choice)
+        first, _, kl = self.table[choice.source, choice.gamma]
+        return Candidate(choice, first, kl)
+
+    def verify(self, _lab, _recipes, candidate, _behaviour):
+        first, whole, kl = self.table[candidate.choice.source, candidate.choice.gamma]
+        return Candidate(candidate.choice, max(first, whole), kl, verified=True)
+
+    def select(self):
+        return selection.select(self, {0.0: None}, None)
+
+
+@given(data=st.data())
+def test_the_least_kl_of_what_works_wins_and_else_the_least_refusal(configured, data):
+    config = configured(max_refusal=0.02, finalists=9)
+    places = [(source, gamma) for source in (None, 3, 4) for gamma in config.strengths]
+    table = {place: data.draw(st.tuples(RATES, RATES, st.floats(0, 10))) for place in places}
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        planted = Planted(monkeypatch, config, table)
+        pick = planted.select()
+    screened = [(c.source, c.gamma) for c in planted.screened]
+    whole = {place: max(table[place][:2]) for place in screened}
+    works = [place for place in screened if whole[place] <= 0.02]
+    got = pick["choice"]["source"], pick["choice"]["gamma"]
+    assert pick["feasible"] == bool(works)
+    assert pick["candidates"] == len(screened) == len(pick["grid"])
+    if works:
+        assert table[got][2] == min(table[place][2] for place in works)
+    else:
+        assert whole[got] == min(whole.values())
+
+
+def test_a_place_is_left_once_two_strengths_work(monkeypatch, configured):
+    config = configured()
+    table = {(source, gamma): (0.0 if gamma >= 1.0 else 1.0, 0.0, gamma) for source in (None, 3, 4) for gamma in config.strengths}
+    planted = Planted(monkeypatch, config, table)
+    planted.select()
+    assert [c.gamma for c in planted.screened if c.source is None] == [1.0, 1.5]
+
+
+def test_the_choice_comes_back_from_its_file(picked):
+    for pick in picked.values():
+        again = json.loads(json.dumps(pick))
+        assert selection.chosen(again) == selection.chosen(pick)
+        assert again == pick
+
+
+def test_every_arm_tries_its_own_softness_and_the_same_places(bench, picked):
+    grids = {arm: {(c["source"], c["first"], c["last"]) for c in pick["grid"]} for arm, pick in picked.items()}
+    assert grids["standard"] == grids["projected"] == grids["sra"]
+    assert {c["softness"] for c in picked["sra"]["grid"]} == {0.1, 1.0}
+    assert {c["softness"] for c in picked["standard"]["grid"]} == {0.0}
+
+
+def test_the_figures_are_those_of_the_edit(bench, picked):
+    recipe, choice = bench.chosen("sra", picked["sra"])
+    harmless = bench.behaviour.harmless["validation"]
+    with bench.lab.edited(recipe.plan(bench.lab.writers, choice)):
+        moved = bench.lab.first_logprobs(harmless.prompts)
+    kl = drift.kl_first_token(harmless.logprobs, moved).mean()
+    figures = picked["sra"]["validation"]
+    assert figures["kl_first_token"]["value"] == pytest.approx(float(kl), rel=1e-5)
+    assert figures["refusal_rate"]["n"] == 16
+    base = sum(v == "refuse" for v in bench.behaviour.harmful["validation"].verdicts) / 16
+    assert figures["refusal_rate"]["value"] < base
