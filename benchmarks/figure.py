@@ -7,6 +7,7 @@ import argparse
 from pathlib import Path
 
 import vl_convert
+
 from resect.artifacts import write_text
 from resect.report.charts import tradeoff
 from resect.report.read import read_run

@@ -18,11 +18,14 @@ from typing import Any
 
 import zoo_summary
 
+from resect.config import ARMS
+
 RESULTS = Path(__file__).parent / "results" / "zoo.json"
-PER_LAYER_ARMS = ["standard", "projected", "sra", "whitened", "combined", "sra_flat", "standard_sra_strength", "random_atoms"]
+SIZES = {"validation_prompts": 40, "test_prompts": 96, "lam_sweep": []}
+COMPARED = [arm for arm in ARMS if arm != "oblique"]
 SETTINGS: dict[str, dict[str, Any]] = {
-    "any": {"lam_sweep": [], "passes": 2, "test_prompts": 128},
-    "per_layer": {"source": "per_layer", "arms": PER_LAYER_ARMS, "lam_sweep": [], "passes": 1, "ceilings": False},
+    "any": {"arms": COMPARED, "passes": 2, **SIZES},
+    "per_layer": {"source": "per_layer", "arms": COMPARED, "passes": 1, "ceilings": False, **SIZES},
 }
 
 

@@ -17,7 +17,6 @@ RATIOS = {
     "whitened/sra": ("whitened", "sra"),
     "projected/whitened": ("projected", "whitened"),
     "projected/combined": ("projected", "combined"),
-    "projected/oblique": ("projected", "oblique"),
 }
 GAINS = ("standard/sra", "standard/sra_flat")
 Row = Mapping[str, Any]

@@ -40,7 +40,9 @@ def test_a_new_folder_is_made_and_the_same_run_goes_on(tmp_path):
 
 def test_another_run_is_refused_and_the_difference_named(tmp_path):
     run.open_folder(tmp_path / "run", SETTINGS)
-    with pytest.raises(UserError, match=r"holds another run \(inputs_fingerprint was \"i\", now \"j\"\); choose another --out, or remove it"):
+    with pytest.raises(
+        UserError, match=r"holds another run \(inputs_fingerprint was \"i\", now \"j\"\); choose another --out, or remove it"
+    ):
         run.open_folder(tmp_path / "run", SETTINGS | {"inputs_fingerprint": "j"})
     with pytest.raises(UserError, match=r"holds another run \(passes was unset, now 3\)"):
         run.open_folder(tmp_path / "run", SETTINGS | {"passes": 3})

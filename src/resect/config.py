@@ -25,7 +25,7 @@ ARMS = (
 class SRAConfig(BaseModel):
     """The settings of `resect sra`. No value of the paper is assumed where the paper gives none: those are options here."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     arms: tuple[str, ...] = ARMS
     """Arms to run besides `base`, which always runs."""
@@ -87,7 +87,7 @@ class SRAConfig(BaseModel):
 
     max_new_tokens: int = Field(default=64, ge=1)
     """Longest response, in tokens."""
-    opening_tokens: int = Field(default=24, ge=1)
+    opening_tokens: int = Field(default=48, ge=1)
     """Response tokens read when only the verdict is wanted."""
     kl_tokens: int = Field(default=16, ge=1)
     """Tokens of the base's own response over which the teacher-forced KL is taken."""
@@ -114,8 +114,8 @@ class SRAConfig(BaseModel):
             raise UserError(f"windows must be pairs of depths with 0 <= first < last <= 1; got {self.windows}.")
         if any(not 0 <= s <= 1 for s in self.source_layers) or (self.source == "single" and not self.source_layers):
             raise UserError(f"source_layers are depths between 0 and 1, at least one if source is single; got {self.source_layers}.")
-        if self.text_stride > self.text_context:
-            raise UserError(f"text_stride {self.text_stride} is larger than text_context {self.text_context}; tokens would go unscored.")
+        if self.text_stride >= self.text_context:
+            raise UserError(f"text_stride {self.text_stride} must be below text_context {self.text_context}.")
         return self
 
 

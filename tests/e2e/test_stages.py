@@ -105,8 +105,9 @@ def test_stages_out_of_order_name_the_missing_one(staged, refuses, tmp_path):
     refuses(
         "report",
         run,
-        message=f"{run} has activations and lacks directions, cleaning, edit, evaluation and the study of all arms, which the report is "
-        f"about; run resect sra with the same model, prompts and settings and --out {run} to finish it: what is done is not computed again.",
+        message=f"{run} has activations and lacks directions, cleaning, edit, evaluation and the study of all arms, which the report "
+        f"is about; run resect sra with the same model, prompts and settings and --out {run} to finish it: "
+        "what is done is not computed again.",
     )
     (run / "run.toml").unlink()
     message = f"{run} is no run folder (it has no run.toml); make one with: resect activations MODEL --out {run}"
@@ -121,7 +122,8 @@ def test_wrong_names_and_numbers_of_stages(staged, refuses):
         run,
         "--method",
         "projekted",
-        message="Unknown cleaning method 'projekted'; did you mean 'projected'? Allowed: combined, none, projected, random_atoms, sra, whitened.",
+        message="Unknown cleaning method 'projekted'; did you mean 'projected'? "
+        "Allowed: combined, none, projected, random_atoms, sra, whitened.",
     )
     refuses("cleaning", run, "--lam=-1", message="lambda must be 0 or more, got -1; 0 projects out exactly, larger values remove less.")
     refuses("cleaning", run, "--method", "none", "--lam", "1", message="The standard direction has no lambda; leave --lam out.")
@@ -131,4 +133,3 @@ def test_wrong_names_and_numbers_of_stages(staged, refuses):
     refuses("edit", run, "--source", "top", message="--source takes per_layer or the index of a layer, got 'top'; for example --source 14.")
     message = "--window takes layers as FIRST-LAST with FIRST <= LAST, or one layer, got '3-1'; for example --window 4-20."
     refuses("edit", run, "--window", "3-1", message=message)
-

@@ -46,7 +46,9 @@ def test_only_extraction_is_filtered(inputs, configured, tmp_path):
 
 def test_a_base_that_refuses_nothing_is_refused(inputs, configured, tmp_path):
     helpful = replace(inputs, model=inputs.twin)
-    with pytest.raises(UserError, match=r"The base model refuses none of the 72 harmful prompts, so there is no refusal to find; use prompts"):
+    with pytest.raises(
+        UserError, match=r"The base model refuses none of the 72 harmful prompts, so there is no refusal to find; use prompts"
+    ):
         observe(Lab(helpful.model, configured()), helpful, Steps(tmp_path))
 
 
@@ -56,7 +58,9 @@ def test_a_base_that_refuses_everything_is_refused(inputs, organism, configured,
     parts = {name: PromptSet(name, spare[k::3]) for k, name in enumerate(("extract", "validation", "test"))}
     refused = {name: part.where(refuses(lab, part)) for name, part in inputs.harmful.items()}
     wrong = replace(inputs, harmful=Split(**parts), harmless=Split(**refused))
-    with pytest.raises(UserError, match=r"The base model refuses all of the \d+ harmless prompts, so refusal has nothing to stand out from"):
+    with pytest.raises(
+        UserError, match=r"The base model refuses all of the \d+ harmless prompts, so refusal has nothing to stand out from"
+    ):
         observe(lab, wrong, Steps(tmp_path))
 
 

@@ -1,5 +1,7 @@
 """What any edit could restore: the twin's own blocks, and the subspace that safety tuning moved."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -46,8 +48,6 @@ def test_the_oracle_names_a_figure_for_every_rank(bench, inputs, twin_said):
 
 
 def test_rank_is_bounded_by_the_prompts(bench, inputs, twin_said):
-    from dataclasses import replace
-
     few = bench.behaviour.harmful["extract"].where([i < 3 for i in range(len(bench.behaviour.harmful["extract"].prompts))])
     assert isinstance(few, Asked)
     behaviour = replace(bench.behaviour, harmful={**bench.behaviour.harmful, "extract": few})

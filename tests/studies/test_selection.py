@@ -1,6 +1,7 @@
 """Choosing on validation: one rule, told by planted candidates, and what it gives on the organism."""
 
 import json
+from copy import copy
 
 import pytest
 from hypothesis import given
@@ -15,10 +16,12 @@ RATES = st.sampled_from([0.0, 0.01, 0.02, 0.05, 0.3, 1.0])
 
 
 class Planted:
-    """A lab of three places whose refusal and KL at each strength are given, on one token and on whole responses."""
+    """Three places whose refusal and KL at each strength are given, on one token and on whole responses."""
 
-    def __init__(self, monkeypatch, config, table):
-        self.table, self.config, self.layers, self.screened = table, config, 6, []
+    def __init__(self, monkeypatch, bench, config, table):
+        self.table, self.bench, self.screened = table, bench, []
+        self.lab = copy(bench.lab)
+        self.lab.config = config
         monkeypatch.setattr(selection, "places", lambda *_: [Choice(source, 0, 5, 1.0) for source in (None, 3, 4)])
         monkeypatch.setattr(selection, "screen", self.screen)
         monkeypatch.setattr(selection, "verify", self.verify)
@@ -34,16 +37,16 @@ class Planted:
         return Candidate(candidate.choice, max(first, whole), kl, verified=True)
 
     def select(self):
-        return selection.select(self, {0.0: None}, None)
+        return selection.select(self.lab, {0.0: self.bench.recipe("standard", 0.0)}, self.bench.behaviour)
 
 
 @given(data=st.data())
-def test_the_least_kl_of_what_works_wins_and_else_the_least_refusal(configured, data):
+def test_the_least_kl_of_what_works_wins_and_else_the_least_refusal(bench, configured, data):
     config = configured(max_refusal=0.02, finalists=9)
     places = [(source, gamma) for source in (None, 3, 4) for gamma in config.strengths]
     table = {place: data.draw(st.tuples(RATES, RATES, st.floats(0, 10))) for place in places}
     with pytest.MonkeyPatch.context() as monkeypatch:
-        planted = Planted(monkeypatch, config, table)
+        planted = Planted(monkeypatch, bench, config, table)
         pick = planted.select()
     screened = [(c.source, c.gamma) for c in planted.screened]
     whole = {place: max(table[place][:2]) for place in screened}
@@ -57,10 +60,10 @@ def test_the_least_kl_of_what_works_wins_and_else_the_least_refusal(configured, 
         assert whole[got] == min(whole.values())
 
 
-def test_a_place_is_left_once_two_strengths_work(monkeypatch, configured):
+def test_a_place_is_left_once_two_strengths_work(monkeypatch, bench, configured):
     config = configured()
     table = {(source, gamma): (0.0 if gamma >= 1.0 else 1.0, 0.0, gamma) for source in (None, 3, 4) for gamma in config.strengths}
-    planted = Planted(monkeypatch, config, table)
+    planted = Planted(monkeypatch, bench, config, table)
     planted.select()
     assert [c.gamma for c in planted.screened if c.source is None] == [1.0, 1.5]
 
@@ -72,7 +75,7 @@ def test_the_choice_comes_back_from_its_file(picked):
         assert again == pick
 
 
-def test_every_arm_tries_its_own_softness_and_the_same_places(bench, picked):
+def test_every_arm_tries_its_own_softness_and_the_same_places(picked):
     grids = {arm: {(c["source"], c["first"], c["last"]) for c in pick["grid"]} for arm, pick in picked.items()}
     assert grids["standard"] == grids["projected"] == grids["sra"]
     assert {c["softness"] for c in picked["sra"]["grid"]} == {0.1, 1.0}

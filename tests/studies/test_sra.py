@@ -18,7 +18,7 @@ def test_the_evaluation_holds_every_arm_with_every_measure(result, inputs):
         assert set(arm) == {"refusal_rate", "benign_refusal_rate", "kl_first_token", "kl_tokens", "perplexity", "recovery"}
         assert set(arm["perplexity"]) == {*inputs.questions, scores.TEXT}
         for measure in (*(v for k, v in arm.items() if k != "perplexity"), *arm["perplexity"].values()):
-            assert M <= set(measure)
+            assert set(measure) >= M
             assert measure["low"] <= measure["value"] <= measure["high"]
     base = evaluation["arms"]["base"]
     assert base["kl_tokens"]["value"] == pytest.approx(0, abs=1e-9)
@@ -57,7 +57,7 @@ def test_the_curve_meets_the_test_score_at_the_chosen_strength(result):
             assert point["refusal_rate"] == scored["refusal_rate"]
 
 
-def test_the_samples_are_one_row_an_arm_and_prompt(result, inputs, configured):
+def test_the_samples_are_one_row_an_arm_and_prompt(result, inputs):
     assert len(result.samples) == 4 * 48
     assert not any("text" in row for row in result.samples)
     keys = {p.key for p in (*inputs.harmful.test, *inputs.harmless.test)}
@@ -66,7 +66,8 @@ def test_the_samples_are_one_row_an_arm_and_prompt(result, inputs, configured):
     assert refused / 24 == result.evaluation["arms"]["sra"]["refusal_rate"]["value"]
 
 
-def test_the_model_is_left_as_it_was(result, inputs):
+@pytest.mark.usefixtures("result")
+def test_the_model_is_left_as_it_was(inputs):
     assert fingerprint(inputs.model.network) == inputs.model.fingerprint
     assert not any(module._forward_hooks for module in inputs.model.network.modules())
 

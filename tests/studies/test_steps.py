@@ -31,7 +31,7 @@ def test_a_tensor_step_comes_back_exactly(tmp_path):
 def test_a_step_that_fails_or_is_cut_short_is_computed_again(tmp_path):
     with pytest.raises(AssertionError):
         Steps(tmp_path).json("one", never)
-    with pytest.raises(UserError, match="'rows'.* holds NaN or infinity in 1 of 2 values"):
+    with pytest.raises(UserError, match=r"'rows'.* holds NaN or infinity in 1 of 2 values"):
         Steps(tmp_path).tensors("two", lambda: {"rows": torch.tensor([1.0, float("nan")])})
     (tmp_path / "steps").mkdir(exist_ok=True)
     (tmp_path / "steps" / ".one.json.99.tmp").write_text("[1, 2")

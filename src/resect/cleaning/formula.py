@@ -49,7 +49,9 @@ def clean(vectors: Float[Tensor, "layer direction d_model"], terms: Sequence[Kee
         soft = [remove(columns, basis) for columns in soft]
     if soft:
         cleaned = _shrink(cleaned, torch.cat(soft, dim=1))
-    return cleaned.float()
+    # What is left below rounding of the input is no direction, and an edit would blow it up to norm 1.
+    lost = cleaned.norm(dim=-1, keepdim=True) <= RANK_TOLERANCE * vectors.double().norm(dim=-1, keepdim=True)
+    return cleaned.masked_fill(lost, 0.0).float()
 
 
 def _shrink(vectors: Tensor, columns: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """`resect activations`, `directions`, `cleaning`, `edit`, `evaluate`, `report`: one stage at a time, from the files of the one before."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -137,10 +138,11 @@ def layers(text: str | None, *, option: str) -> tuple[int, int] | None:
     """Return a range of layers written as first-last, or as one number."""
     if text is None:
         return None
-    first, _, last = text.partition("-")
-    if not first.isdigit() or not (last or first).isdigit() or int(last or first) < int(first):
+    found = re.fullmatch(r"(\d+)(?:-(\d+))?", text)
+    first, last = (int(found[1]), int(found[2] or found[1])) if found else (1, 0)
+    if last < first:
         raise UserError(f"{option} takes layers as FIRST-LAST with FIRST <= LAST, or one layer, got {text!r}; for example {option} 4-20.")
-    return int(first), int(last or first)
+    return first, last
 
 
 def source(text: str | None) -> str | int | None:

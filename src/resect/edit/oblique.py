@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from resect.edit.plan import EditPlan, WriterEdit, WriterLike
+from resect.errors import UserError
 
 GAIN_FLOOR = 1e-3
 """Gains nearer to 0 than this share of the largest are not divided by: the norm all but deletes that coordinate anyway."""
@@ -25,7 +26,7 @@ def oblique_plan(
     Behind a norm with gain g the writer adds g * y to the residual stream, so u is divided and c multiplied by g.
 
     Raises:
-        ValueError: if `read` is orthogonal to `removed` at an edited layer.
+        UserError: if `read` is orthogonal to `removed` at an edited layer.
     """
     edits = []
     for writer in writers:
@@ -34,8 +35,10 @@ def oblique_plan(
             continue
         u, c = removed[writer.layer].double(), read[writer.layer].double()
         overlap = u @ c
-        if overlap.abs() < 1e-9 * u.norm() * c.norm():
-            raise ValueError(f"the read direction of layer {writer.layer} does not see the removed one")
+        if overlap.abs() <= 1e-9 * u.norm() * c.norm():
+            raise UserError(
+                f"The direction that reads layer {writer.layer} does not see the one to be removed; set the strength of that layer to 0."
+            )
         c = c / overlap
         if writer.gain is not None:
             gain = writer.gain.detach().cpu().double()

@@ -84,8 +84,8 @@ def _decompose(trace: Trace) -> tuple[dict[str, float], float]:
     """Return the parts of a block's sum with their coefficients, and the error on fresh tokens: direct children, else leaves."""
     if not bool(torch.isfinite(trace.delta).all()):
         raise UserError(
-            f"Block {trace.name} ({type(trace.block).__name__}) puts out NaN or infinity for ordinary tokens, even in float32; nothing can be "
-            "measured with such weights, get the checkpoint again."
+            f"Block {trace.name} ({type(trace.block).__name__}) puts out NaN or infinity for ordinary tokens, even in float32; nothing can "
+            "be measured with such weights, get the checkpoint again."
         )
     if float(trace.delta.norm()) == 0:
         return {}, 0.0

@@ -59,12 +59,12 @@ def kl_ratio(run: RunFolder, *, over: str, under: str) -> Measure | None:
 
 
 def compare(ratio: Measure | None) -> int:
-    """Return 1 where the ratio is above 1, −1 where it is below, 0 where the interval (or a factor of 1.25) holds 1."""
+    """Return 1 where the ratio is above 1, −1 where it is below, 0 where the interval holds 1 or its bound on that side is missing."""
     if ratio is None:
         return 0
-    low = ratio.value / NEAR if ratio.low is None else ratio.low
-    high = ratio.value * NEAR if ratio.high is None else ratio.high
-    return 1 if low > 1 else -1 if high < 1 else 0
+    if ratio.low is not None and ratio.low > 1:
+        return 1
+    return -1 if ratio.high is not None and ratio.high < 1 else 0
 
 
 BASELINES = {"standard": "the raw one (standard)", "projected": "the usual baseline (projected)"}
@@ -144,7 +144,7 @@ def _covert_warning(run: RunFolder) -> str | None:
         return None
     return (
         f"Not refusing is not answering: sra refuses {percent(refusal.value)} of the harmful test prompts but answers only "
-        f"{percent(recovery.value)} as the helpful twin does; see the ceilings below."
+        f"{percent(recovery.value)} as the helpful twin does."
     )
 
 
@@ -169,8 +169,9 @@ def forecast(run: RunFolder) -> str:
     word = "expected to pay" if made.get("pays") else "not expected to pay"
     value, threshold = (number(finite(made.get(key))) for key in ("value", "threshold"))
     text = f"Before any edit, cleaning was {word} here: {made.get('quantity')} is {value}, threshold {threshold}."
-    ratio = kl_ratio(run, over="standard", under="sra")
+    ratio = kl_ratio(run, over="standard", under="sra_flat")
     if ratio is None:
-        return f"{text} Whether it came true cannot be read off: there is no matched ratio of standard to sra."
+        return f"{text} Whether it came true cannot be read off: there is no matched ratio of standard to sra_flat."
     came = (compare(ratio) > 0) == bool(made.get("pays"))
-    return f"{text} Measured: KL of standard over KL of sra is {times(ratio)}; the forecast {'came true' if came else 'did not come true'}."
+    word = "came true" if came else "did not come true"
+    return f"{text} Measured: KL of standard over KL of sra_flat, which differs in the cleaning alone, is {times(ratio)}; it {word}."

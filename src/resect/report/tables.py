@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from resect.report.read import RunFolder, ordered
+from resect.report.sentences import kl_ratio
 from resect.report.values import MISSING, Json, Measure, count, finite, hover, interval, number, p_value, percent, read_measure, write
 
 MEASURES = {
@@ -71,7 +72,6 @@ def tiles(run: RunFolder) -> list[tuple[str, Cell]]:
 def matched(run: RunFolder) -> Table:
     """Return each arm's KL read off its curve at equal refusal, with the ratio to sra."""
     part = run.part("matched")
-    ratios = {entry["a"]: read_measure(entry.get("kl_ratio")) for entry in part.get("ratios") or [] if entry["b"] == "sra"}
     found = {arm: finite(entry.get("kl")) for arm, entry in part.get("arms", {}).items()}
     best = min((value for value in found.values() if value is not None), default=None)
     rows = []
@@ -79,7 +79,7 @@ def matched(run: RunFolder) -> Table:
         entry = part["arms"][arm]
         if arm == "base":
             continue
-        kl, ratio = found[arm], ratios.get(arm)
+        kl, ratio = found[arm], kl_ratio(run, over=arm, under="sra")
         value = (
             Cell(number(kl), "lowest" if kl == best else "", strong=kl == best)
             if kl is not None
@@ -119,7 +119,7 @@ def other_ratios(run: RunFolder) -> list[str]:
     """Return the matched ratios that are not against sra, as sentences."""
     lines = []
     for entry in run.part("matched").get("ratios") or []:
-        if entry["b"] != "sra":
+        if "sra" not in (entry["a"], entry["b"]):
             ratio = read_measure(entry.get("kl_ratio"))
             value = f"{number(ratio.value)} × ({interval(ratio, measure='ratio')})" if ratio else "not given"
             lines.append(f"KL of {entry['a']} over KL of {entry['b']}: {value}")

@@ -3,7 +3,7 @@
 Every arm goes through the same choice of strength and layers (`selection.py`), so that arms differ in these two columns only.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Literal
@@ -21,6 +21,7 @@ from resect.studies.materials import Materials
 
 Terms = Callable[[Materials, float, SRAConfig], list[KeepTerm]]
 Knob = Literal["none", "lams", "shrinkages"]
+Rule = Literal["flat", "energy", "gamma_rule"]
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Arm:
     """How an arm makes its direction and its strength profile.
 
     `terms` are the terms of the cleaning formula at a softness, which is one of the settings named by `knob`: validation chooses it
-    along with the strength. `rule` is `flat`, `energy`, or `sra` for the study's gamma rule.
+    along with the strength. `rules` are the strength rules it may choose among: `flat`, `energy`, or `gamma_rule` for the study's.
     """
 
     name: str
@@ -36,26 +37,30 @@ class Arm:
     method: str
     terms: Terms
     knob: Knob = "none"
-    rule: Literal["flat", "energy", "sra"] = "flat"
+    rules: tuple[Rule, ...] = ("flat",)
     oblique: bool = False
     control: bool = False
 
 
 @dataclass(frozen=True, eq=False)
 class Recipe:
-    """An arm's direction and profile for one model, ready to be edited with.
+    """An arm's direction and strength profiles for one model, ready to be edited with.
 
-    `vectors` is the direction that reads (and, unless `removed` differs, is removed); `profile` has peak 1.
+    `vectors` is the direction that reads (and, unless `removed` differs, is removed); each profile has peak 1.
     """
 
     vectors: Float[Tensor, "layer d_model"]
     removed: Float[Tensor, "layer d_model"]
-    profile: Float[Tensor, " layer"]
+    profiles: Mapping[str, Float[Tensor, " layer"]]
     oblique: bool = False
+
+    def strengths(self, choice: "Choice", *, gamma: float | None = None) -> Float[Tensor, " layer"]:
+        """Return gamma per layer: the chosen profile inside the window, scaled so that its peak there is the chosen strength."""
+        return choice.strengths(self.profiles[choice.rule], gamma)
 
     def plan(self, writers: Sequence[WriterLike], choice: "Choice", *, gamma: float | None = None) -> EditPlan:
         """Return the edit for a choice of source, window and strength (`gamma` overrides the choice's)."""
-        strengths = choice.strengths(self.profile, gamma)
+        strengths = self.strengths(choice, gamma=gamma)
         read, removed = (choice.sourced(v) for v in (self.vectors, self.removed))
         if self.oblique:
             return oblique_plan(writers, removed, read, strengths)
@@ -66,7 +71,7 @@ class Recipe:
 class Choice:
     """What selection decides: `source` None lets each layer use its own direction, a layer index uses that one everywhere.
 
-    `softness` is the lambda or shrinkage of the cleaning (0 for arms that have none).
+    `softness` is the lambda or shrinkage of the cleaning (0 for arms that have none), `rule` the strength rule.
     """
 
     source: int | None
@@ -74,6 +79,7 @@ class Choice:
     last: int
     gamma: float
     softness: float = 0.0
+    rule: str = "flat"
 
     def strengths(self, profile: Float[Tensor, " layer"], gamma: float | None = None) -> Float[Tensor, " layer"]:
         """Return gamma per layer: the profile inside the window, scaled so that its peak there is gamma."""
@@ -94,9 +100,9 @@ def recipe(arm: Arm, materials: Materials, config: SRAConfig, *, softness: float
     """Return the arm's direction and profile at a softness of the cleaning."""
     raw = materials.raw
     cleaned = cleaning.clean(raw[:, None, :], arm.terms(materials, softness, config))[:, 0]
-    rule = config.gamma_rule if arm.rule == "sra" else arm.rule
-    profile = strength.energy(materials.atom(gamma_atom)) if rule == "energy" else strength.flat(len(raw))
-    return Recipe(vectors=cleaned, removed=raw if arm.oblique else cleaned, profile=profile, oblique=arm.oblique)
+    rules = dict.fromkeys(config.gamma_rule if rule == "gamma_rule" else rule for rule in arm.rules)
+    profiles = {rule: strength.energy(materials.atom(gamma_atom)) if rule == "energy" else strength.flat(len(raw)) for rule in rules}
+    return Recipe(vectors=cleaned, removed=raw if arm.oblique else cleaned, profiles=profiles, oblique=arm.oblique)
 
 
 def _raw(_materials: Materials, _softness: float, _config: SRAConfig) -> list[KeepTerm]:
@@ -129,22 +135,43 @@ _SRA = "raw direction minus its ridge fit on shield and confound atoms"
 _ALL = (
     Arm("standard", "standard", "raw difference of means, the same strength at every edited layer", _raw),
     Arm("projected", "projected", "raw direction made orthogonal to the harmless mean", _projected),
-    Arm("sra", "SRA", f"{_SRA}, strength by the gamma rule", _atoms, knob="lams", rule="sra"),
+    Arm("sra", "SRA", f"{_SRA}, strength by the gamma rule", _atoms, knob="lams", rules=("gamma_rule",)),
     Arm("whitened", "whitened", "raw direction through the inverse shrunk benign covariance (shrinkage LDA)", _whitened, knob="shrinkages"),
     Arm(
         "combined",
         "combined",
-        "cleaned of the harmless mean and of what varies within either side (pooled covariance), strength by the gamma rule",
+        "cleaned of the harmless mean and of what varies within either side (pooled covariance), strength rule chosen too",
         _combined,
         knob="shrinkages",
-        rule="sra",
+        rules=("flat", "energy"),
     ),
     Arm("oblique", "oblique", "reads with SRA's direction, removes along the raw one", _atoms, knob="lams", oblique=True),
-    Arm("standard_sra_strength", "raw + SRA strength", "raw direction with SRA's per-layer strength", _raw, rule="energy", control=True),
+    Arm(
+        "standard_sra_strength",
+        "raw + SRA strength",
+        "raw direction with SRA's per-layer strength",
+        _raw,
+        rules=("gamma_rule",),
+        control=True,
+    ),
     Arm("sra_flat", "SRA, flat strength", f"{_SRA}, the same strength at every edited layer", _atoms, knob="lams", control=True),
-    Arm("random_atoms", "random atoms", "SRA with as many random directions as atoms", _random, knob="lams", rule="sra", control=True),
+    Arm(
+        "random_atoms",
+        "random atoms",
+        "SRA with as many random directions as atoms",
+        _random,
+        knob="lams",
+        rules=("gamma_rule",),
+        control=True,
+    ),
 )
 ARMS = {arm.name: arm for arm in _ALL}
+
+
+def needs_energy(config: SRAConfig) -> bool:
+    """Whether an arm of the settings takes its strength from the energy of an atom."""
+    rules = {rule for name in config.arms for rule in ARMS[name].rules}
+    return "energy" in rules or ("gamma_rule" in rules and config.gamma_rule == "energy")
 
 
 def depth_to_layer(depth: float, layers: int) -> int:

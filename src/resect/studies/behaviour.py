@@ -1,7 +1,8 @@
 """What the base model does before any edit: its responses, its verdicts, its refusal tokens, and the prompts worth extracting from."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -13,28 +14,34 @@ from resect.evaluation.refusal import RefusalTokens, judge_log_odds, learn_cut, 
 from resect.evaluation.verdicts import Verdict, judge_markers
 from resect.generation import Response
 from resect.prompts import PromptSet
-from resect.studies.inputs import StudyInputs
+from resect.studies.inputs import FEWEST, StudyInputs
 from resect.studies.lab import Lab
 from resect.studies.steps import Steps
+
+MOST_TRUNCATED = 0.2
+"""Share of responses without a verdict above which the figures would be about the length limit, not the model."""
 
 
 @dataclass(frozen=True, eq=False)
 class Asked:
-    """One prompt set with the base model's responses, verdicts and first-token log-probabilities."""
+    """One prompt set with the base model's verdicts and first-token log-probabilities.
+
+    `responses` are kept on the harmless side only: drift is measured along them. Responses to harmful prompts are judged and dropped.
+    """
 
     prompts: PromptSet
-    responses: tuple[Response, ...]
     verdicts: tuple[Verdict, ...]
     logprobs: Float[Tensor, "prompt vocab"]
+    responses: tuple[Response, ...] = ()
 
     def where(self, keep: list[bool]) -> "Asked":
         """Return the rows whose flag is true."""
         rows = [i for i, k in enumerate(keep) if k]
         return Asked(
             self.prompts.where(keep),
-            tuple(self.responses[i] for i in rows),
             tuple(self.verdicts[i] for i in rows),
             self.logprobs[torch.tensor(rows, dtype=torch.long)],
+            tuple(self.responses[i] for i in rows) if self.responses else (),
         )
 
 
@@ -60,44 +67,69 @@ def observe(lab: Lab, inputs: StudyInputs, steps: Steps) -> Behaviour:
     Raises:
         UserError: the base refuses no harmful prompt, refuses every harmless one, or too few prompts pass the filter.
     """
-    harmful = {part: _ask(lab, prompts, steps, f"base_harmful_{part}") for part, prompts in inputs.harmful.items()}
-    harmless = {part: _ask(lab, prompts, steps, f"base_harmless_{part}") for part, prompts in inputs.harmless.items()}
+    answers = _Answers(lab, inputs)
+    harmful = {part: _judged(lab, prompts, steps, part, answers) for part, prompts in inputs.harmful.items()}
+    harmless = {part: _answered(lab, prompts, steps, part) for part, prompts in inputs.harmless.items()}
     _check_extremes(harmful, harmless)
-    known = _known(harmful, harmless)
-    tokens = learn_refusal_tokens(known.responses, known.verdicts)
-    refused = [v == "refuse" for v in known.verdicts]
+    tokens, cut, echo = _learn(harmful, harmless, answers, steps)
     kept = _filter(harmful, harmless) if lab.config.filter_by_behaviour else (harmful, harmless)
     counts = {
         side: {part: {"n": len(before[part].prompts), "kept": len(after[part].prompts)} for part in before}
         for side, before, after in (("harmful", harmful, kept[0]), ("harmless", harmless, kept[1]))
     }
-    return Behaviour(
-        harmful=kept[0],
-        harmless=kept[1],
-        tokens=tokens,
-        cut=learn_cut(log_odds(known.logprobs, tokens), refused).log_odds,
-        echo=learn_echo(known.responses, known.verdicts),
-        counts=counts,
-    )
+    return Behaviour(harmful=kept[0], harmless=kept[1], tokens=tokens, cut=cut, echo=echo, counts=counts)
 
 
-def _ask(lab: Lab, prompts: PromptSet, steps: Steps, name: str) -> Asked:
+class _Answers:
+    """The base model's responses to harmful prompts, in memory only: no file of a run holds them."""
+
+    def __init__(self, lab: Lab, inputs: StudyInputs) -> None:
+        self.lab, self.inputs = lab, inputs
+        self.given: dict[str, tuple[Response, ...]] = {}
+
+    def to(self, part: str) -> tuple[Response, ...]:
+        """Return the responses to a part of the harmful prompts, generated when first asked for."""
+        if part not in self.given:
+            prompts = dict(self.inputs.harmful.items())[part]
+            self.given[part] = self.lab.respond(prompts, max_new_tokens=self.lab.config.max_new_tokens)
+        return self.given[part]
+
+
+def _judged(lab: Lab, prompts: PromptSet, steps: Steps, part: str, answers: _Answers) -> Asked:
+    name = f"base_harmful_{part}"
+    verdicts: list[Verdict] = steps.json(name, lambda: list(judge_markers(answers.to(part))))
+    return Asked(prompts, tuple(verdicts), steps.tensors(name, lambda: {"logprobs": lab.first_logprobs(prompts)})["logprobs"])
+
+
+def _answered(lab: Lab, prompts: PromptSet, steps: Steps, part: str) -> Asked:
+    name = f"base_harmless_{part}"
     tokens = steps.json(name, lambda: [list(r.ids) for r in lab.respond(prompts, max_new_tokens=lab.config.max_new_tokens)])
     responses = lab.read(prompts.prompts, tokens)
-    verdicts = judge_markers(responses)
     logprobs = steps.tensors(name, lambda: {"logprobs": lab.first_logprobs(prompts)})["logprobs"]
-    return Asked(prompts, responses, verdicts, logprobs)
+    return Asked(prompts, judge_markers(responses), logprobs, responses)
 
 
-def _known(harmful: Mapping[str, Asked], harmless: Mapping[str, Asked]) -> Asked:
-    """Return all rows of extract and validation: the judges learn from these, the test prompts teach nothing."""
-    rows = [side[part] for side in (harmful, harmless) for part in ("extract", "validation")]
-    return Asked(
-        PromptSet("known", tuple(p for asked in rows for p in asked.prompts)),
-        tuple(r for asked in rows for r in asked.responses),
-        tuple(v for asked in rows for v in asked.verdicts),
-        torch.cat([asked.logprobs for asked in rows]),
-    )
+TAUGHT = ("extract", "validation")
+"""The parts that the judges learn from; the test prompts teach nothing."""
+
+
+def _learn(
+    harmful: Mapping[str, Asked], harmless: Mapping[str, Asked], answers: _Answers, steps: Steps
+) -> tuple[RefusalTokens, float, RefusalEcho]:
+    """Return refusal tokens, the cut of the log-odds and the echo, learnt from the base model's own responses."""
+    rows = [side[part] for side in (harmful, harmless) for part in TAUGHT]
+    verdicts: tuple[Verdict, ...] = tuple(v for asked in rows for v in asked.verdicts)
+
+    def learn() -> dict[str, Any]:
+        responses = [r for part in TAUGHT for r in answers.to(part)] + [r for part in TAUGHT for r in harmless[part].responses]
+        tokens, echo = learn_refusal_tokens(responses, verdicts), learn_echo(responses, verdicts)
+        return {"tokens": asdict(tokens), "runs": sorted(echo.runs)}
+
+    learnt = steps.json("judges", learn)
+    tokens = RefusalTokens(**learnt["tokens"] | {"ids": tuple(learnt["tokens"]["ids"])})
+    odds = log_odds(torch.cat([asked.logprobs for asked in rows]), tokens)
+    cut = learn_cut(odds, [v == "refuse" for v in verdicts]).log_odds
+    return tokens, cut, RefusalEcho(frozenset(tuple(run) for run in learnt["runs"]))
 
 
 def _check_extremes(harmful: Mapping[str, Asked], harmless: Mapping[str, Asked]) -> None:
@@ -115,16 +147,23 @@ def _check_extremes(harmful: Mapping[str, Asked], harmless: Mapping[str, Asked])
             f"The base model refuses all of the {total} harmless prompts, so refusal has nothing to stand out from; "
             "use prompts that it answers, or check the chat template and the system prompt."
         )
+    verdicts = [v for side in (harmful, harmless) for asked in side.values() for v in asked.verdicts]
+    cut_off = verdicts.count("truncated") / len(verdicts)
+    if cut_off > MOST_TRUNCATED:
+        raise UserError(
+            f"{cut_off:.0%} of the base model's responses end before their opening is over and cannot be judged; "
+            "raise max_new_tokens, or switch thinking off."
+        )
 
 
 def _filter(harmful: Mapping[str, Asked], harmless: Mapping[str, Asked]) -> tuple[dict[str, Asked], dict[str, Asked]]:
     """Keep, in extract only, harmful prompts that are refused and harmless ones that are answered; validation and test stay whole."""
     kept_harmful = dict(harmful) | {"extract": harmful["extract"].where([v == "refuse" for v in harmful["extract"].verdicts])}
-    kept_harmless = dict(harmless) | {"extract": harmless["extract"].where([v != "refuse" for v in harmless["extract"].verdicts])}
+    kept_harmless = dict(harmless) | {"extract": harmless["extract"].where([v == "comply" for v in harmless["extract"].verdicts])}
     for side, asked, what in (("harmful", kept_harmful, "refused"), ("harmless", kept_harmless, "answered")):
-        if len(asked["extract"].prompts) < 2:
+        if len(asked["extract"].prompts) < FEWEST:
             raise UserError(
-                f"Only {len(asked['extract'].prompts)} {side} extraction prompts are {what} by the base model; at least 2 are needed: "
+                f"Only {len(asked['extract'].prompts)} {side} extraction prompts are {what} by the base; at least {FEWEST} are needed: "
                 "give more prompts, or switch the filter off (--no-filter)."
             )
     return kept_harmful, kept_harmless

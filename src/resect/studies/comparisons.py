@@ -24,7 +24,7 @@ def compare(results: Mapping[str, Mapping[str, Any]], *, seed: int) -> list[dict
     """Return the tests between arms on the same prompts: McNemar for rates, paired bootstrap for KL; Holm over each measure."""
     rows = []
     for a, b in pairs(tuple(results)):
-        rows.append(_refusals(a, b, results))
+        rows.append(_refusals(a, b, results, seed))
         rows += [_drift(measure, a, b, results, seed) for measure in ("kl_first_token", "kl_tokens")]
     for measure in ("refusal_rate", "kl_first_token", "kl_tokens"):
         family = [row for row in rows if row["measure"] == measure]
@@ -33,9 +33,9 @@ def compare(results: Mapping[str, Mapping[str, Any]], *, seed: int) -> list[dict
     return rows
 
 
-def _refusals(a: str, b: str, results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def _refusals(a: str, b: str, results: Mapping[str, Mapping[str, Any]], seed: int) -> dict[str, Any]:
     first, second = ([v == "refuse" for v in results[arm]["harmful"]["verdicts"]] for arm in (a, b))
-    difference = paired_bootstrap([float(x) for x in first], [float(x) for x in second], unit="fraction")
+    difference = paired_bootstrap([float(x) for x in first], [float(x) for x in second], unit="fraction", seed=seed)
     return _row("refusal_rate", a, b, difference.to_json(), mcnemar(first, second), "mcnemar", len(first))
 
 
@@ -50,15 +50,19 @@ def _row(measure: str, a: str, b: str, difference: Mapping[str, Any], p: float, 
     return {"measure": measure, "a": a, "b": b, "difference": kept, "p": p, "test": test, "n": n}
 
 
-def decompose(matched: Mapping[str, Any]) -> dict[str, Any]:
+def decompose(matched: Mapping[str, Any], *, rule: str) -> dict[str, Any]:
     """Return how much of SRA's gain at matched refusal is the cleaning and how much the strength rule.
 
     The 2 x 2 of direction (raw, cleaned) and rule (flat, energy): the total gain log(KL raw flat / KL cleaned energy) is split into the
-    mean effect of each factor over the levels of the other (Shapley value), so that the two shares add up to 1.
+    mean effect of each factor over the levels of the other (Shapley value), so that the two shares add up to 1. Each cell has the
+    layers and lambda that validation chose for it, as in the tables.
     """
     cells = (("standard", False, "flat"), ("standard_sra_strength", False, "energy"), ("sra_flat", True, "flat"), ("sra", True, "energy"))
     kl = {arm: matched["arms"].get(arm, {}).get("kl") for arm, _, _ in cells}
     rows = [{"arm": arm, "cleaned": cleaned, "rule": rule, "kl_matched": kl[arm]} for arm, cleaned, rule in cells]
+    if rule != "energy":
+        sentence = "The gain is not split: the gamma rule of this run is flat, so there is no strength rule to tell apart."
+        return {"rows": [], "cleaning_share": None, "strength_share": None, "sentence": sentence}
     if any(not value for value in kl.values()):
         missing = ", ".join(arm for arm, value in kl.items() if not value)
         sentence = f"The gain cannot be split: no KL at matched refusal for {missing}."

@@ -21,17 +21,20 @@ from resect.studies.scores import Reference
 
 DRAWS = 1000
 Floats = NDArray[np.float64]
+Curve = tuple[Floats, Floats, Floats]
 
 
 def trace(lab: Lab, recipe: Recipe, choice: Choice, behaviour: Behaviour, reference: Reference) -> list[dict[str, Any]]:
     """Return the arm's points over rising strengths on test prompts, with per-prompt results.
 
-    The curve ends after two strengths in a row at or below `max_refusal`: the crossing is bracketed, and more strength only costs KL.
+    The curve ends after two strengths in a row at or below both refusal levels of the settings: the crossing is bracketed, and more
+    strength only costs KL.
     """
+    level = min(lab.config.max_refusal, lab.config.matched_refusal)
     points: list[dict[str, Any]] = []
     for gamma in sorted(lab.config.curve_strengths):
         points.append(measure(lab, recipe.plan(lab.writers, choice, gamma=gamma), behaviour, reference, strength=gamma))
-        if len(points) > 1 and all(sum(p["refused"]) <= lab.config.max_refusal * len(p["refused"]) for p in points[-2:]):
+        if len(points) > 1 and all(sum(p["refused"]) <= level * len(p["refused"]) for p in points[-2:]):
             break
     return points
 
@@ -39,9 +42,8 @@ def trace(lab: Lab, recipe: Recipe, choice: Choice, behaviour: Behaviour, refere
 def measure(lab: Lab, plan: EditPlan, behaviour: Behaviour, reference: Reference, *, strength: float) -> dict[str, Any]:
     """Return one point, prompt by prompt: refusals (benign ones by the log-odds judge, which needs no responses), KL, recovery."""
     harmful, harmless = behaviour.harmful["test"], behaviour.harmless["test"]
-    length = lab.config.max_new_tokens if reference.twin else lab.config.opening_tokens
     with lab.edited(plan):
-        said = lab.respond(harmful.prompts, max_new_tokens=length)
+        said = lab.respond(harmful.prompts, max_new_tokens=lab.config.max_new_tokens)
         logprobs = lab.first_logprobs(harmless.prompts)
     return {
         "strength": strength,
@@ -67,68 +69,79 @@ def summary(points: Sequence[Mapping[str, Any]], *, seed: int) -> list[dict[str,
 
 
 def matched(
-    curves: Mapping[str, Sequence[Mapping[str, Any]]], *, refusal: float, pairs: Sequence[tuple[str, str]], seed: int
+    curves: Mapping[str, Sequence[Mapping[str, Any]]],
+    *,
+    base: Sequence[bool],
+    refusal: float,
+    pairs: Sequence[tuple[str, str]],
+    seed: int,
 ) -> dict[str, Any]:
     """Return every arm's KL at the refusal rate, and ratios of KL between pairs of arms with bootstrap intervals.
 
-    The bootstrap resamples harmful and harmless prompts, the same ones for every arm, and reads the KL off anew each time; an
-    interval is given if the rate is reached in at least 95 % of the draws.
+    `base` are the base model's refusals on the same prompts: strength 0, KL 0, the start of every curve. The bootstrap resamples
+    harmful and harmless prompts, the same ones for every arm, and reads the KL off anew each time. A draw in which an arm never
+    gets there counts as infinite KL; a bound that falls on such draws is None.
     """
-    arrays = {arm: _arrays(points) for arm, points in curves.items()}
+    arrays = {arm: _arrays(points, base) for arm, points in curves.items()}
     arms = {arm: _reading(*a, refusal) for arm, a in arrays.items()}
     ratios = [{"a": a, "b": b, "kl_ratio": _ratio(arrays[a], arrays[b], refusal, seed)} for a, b in pairs]
     return {"refusal": refusal, "arms": arms, "ratios": ratios}
 
 
-def _arrays(points: Sequence[Mapping[str, Any]]) -> tuple[Floats, Floats, Floats]:
-    """Return strengths [strength], refused [strength, prompt] and KL [strength, prompt]."""
+def _arrays(points: Sequence[Mapping[str, Any]], base: Sequence[bool]) -> Curve:
+    """Return strengths [strength], refused [strength, prompt] and KL [strength, prompt], the base model first."""
     ordered = sorted(points, key=lambda p: p["strength"])
     strengths, refused, kl = ([p[key] for p in ordered] for key in ("strength", "refused", "kl"))
-    return np.array(strengths, float), np.array(refused, float), np.array(kl, float)
+    nothing = [0.0] * len(kl[0])
+    return np.array([0.0, *strengths]), np.array([base, *refused], float), np.array([nothing, *kl], float)
 
 
 def _reading(strengths: Floats, refused: Floats, kl: Floats, refusal: float) -> dict[str, Any]:
     rates = refused.mean(1)
     at, value = read_off(strengths, rates, kl.mean(1), refusal)
+    if rates[0] <= refusal:
+        return {"kl": None, "strength": None, "note": f"the base model itself refuses only {rates[0]:.1%}"}
     if value is None:
         return {"kl": None, "strength": None, "note": f"never below {rates.min():.1%} refusals, at strength {strengths[rates.argmin()]:g}"}
     return {"kl": value, "strength": at, "note": None}
 
 
 def read_off(strengths: Floats, rates: Floats, kl: Floats, refusal: float) -> tuple[float | None, float | None]:
-    """Return (strength, KL) where the refusal rate first falls to `refusal`, linear between strengths; (None, None) if it never does.
+    """Return (strength, KL) where the refusal rate first falls to `refusal`, (None, None) if it never does or starts there.
 
-    Strength 0 is the base model: KL 0. If the rate is reached before the first strength of the curve, the first is taken,
-    since nothing is known below it.
+    The first entry is the base model. Between two strengths the rate and the square root of KL are taken as linear, since KL is
+    quadratic in small changes.
     """
     below = np.flatnonzero(rates <= refusal)
-    if not len(below):
+    if not len(below) or below[0] == 0:
         return None, None
     i = int(below[0])
-    if i == 0 or rates[i - 1] == rates[i]:
-        return float(strengths[i]), float(kl[i])
     share = (rates[i - 1] - refusal) / (rates[i - 1] - rates[i])
-    return tuple(float(x[i - 1] + share * (x[i] - x[i - 1])) for x in (strengths, kl))  # type: ignore[return-value]
+    root = np.sqrt(np.maximum(kl, 0))
+    strength, middle = (float(x[i - 1] + share * (x[i] - x[i - 1])) for x in (strengths, root))
+    return strength, middle**2
 
 
-def _ratio(a: tuple[Floats, Floats, Floats], b: tuple[Floats, Floats, Floats], refusal: float, seed: int) -> dict[str, float | None] | None:
+def _ratio(a: Curve, b: Curve, refusal: float, seed: int) -> dict[str, float | None] | None:
     value = _kl_ratio(a, b, refusal)
-    if value is None:
+    if not np.isfinite(value) or value == 0:
         return None
     random = np.random.default_rng(seed)
     harmful, harmless = a[1].shape[1], a[2].shape[1]
     draws = []
     for _ in range(DRAWS):
         rows, columns = random.integers(harmful, size=harmful), random.integers(harmless, size=harmless)
-        drawn = _kl_ratio((a[0], a[1][:, rows], a[2][:, columns]), (b[0], b[1][:, rows], b[2][:, columns]), refusal)
-        if drawn is not None:
-            draws.append(drawn)
-    if len(draws) < 0.95 * DRAWS:
+        draws.append(_kl_ratio((a[0], a[1][:, rows], a[2][:, columns]), (b[0], b[1][:, rows], b[2][:, columns]), refusal))
+    if np.isnan(draws).mean() > 0.025:
         return {"value": value, "low": None, "high": None}
-    low, high = np.quantile(draws, [0.025, 0.975])
-    return {"value": value, "low": float(low), "high": float(high)}
+    # Draws where neither arm gets there say nothing; the others are ordered, with 0 and infinity at the ends.
+    low, high = np.quantile([d for d in draws if not np.isnan(d)], [0.025, 0.975], method="inverted_cdf")
+    return {"value": value, "low": float(low) if low > 0 else None, "high": float(high) if np.isfinite(high) else None}
 
 
-def _kl_ratio(a: tuple[Floats, Floats, Floats], b: tuple[Floats, Floats, Floats], refusal: float) -> float | None:
+def _kl_ratio(a: Curve, b: Curve, refusal: float) -> float:
+    """Return KL of a over KL of b: infinite if only a never gets there, 0 if only b does not, NaN if neither does."""
     first, second = (read_off(s, r.mean(1), k.mean(1), refusal)[1] for s, r, k in (a, b))
-    return None if first is None or second is None or second <= 0 else first / second
+    if first is None:
+        return np.nan if second is None else np.inf
+    return 0.0 if second is None else first / max(second, np.finfo(float).tiny)

@@ -23,8 +23,8 @@ THRESHOLD = 1.25
 """Cleaning is expected to pay above this predicted ratio of drifts; see docs/results.md for how it did on the zoo."""
 
 
-def forecast(materials: Materials, cleaned: Float[Tensor, "layer d_model"]) -> dict[str, Any]:
-    """Return the forecast for a cleaned direction, its threshold, the sentence to print, and the quantities it was chosen from."""
+def forecast(materials: Materials, cleaned: Float[Tensor, "layer d_model"], *, lam: float) -> dict[str, Any]:
+    """Return the forecast for the direction cleaned at lambda: value, threshold, sentence, and the other quantities."""
     values = quantities(materials, cleaned)
     value = values[QUANTITY]
     pays = value >= THRESHOLD
@@ -33,7 +33,15 @@ def forecast(materials: Materials, cleaned: Float[Tensor, "layer d_model"]) -> d
         f"{value:.2f} times that of the cleaned one at equal effect (threshold {THRESHOLD})."
     )
     others = {name: v for name, v in values.items() if name != QUANTITY}
-    return {"quantity": QUANTITY, "value": value, "threshold": THRESHOLD, "pays": pays, "sentence": sentence, "others": others}
+    return {
+        "quantity": QUANTITY,
+        "value": value,
+        "lambda": lam,
+        "threshold": THRESHOLD,
+        "pays": pays,
+        "sentence": sentence,
+        "others": others,
+    }
 
 
 def quantities(materials: Materials, cleaned: Float[Tensor, "layer d_model"]) -> dict[str, float]:

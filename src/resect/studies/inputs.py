@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Literal
 
@@ -11,7 +11,7 @@ from resect.config import SRAConfig
 from resect.errors import UserError, unknown_name
 from resect.models.load import ChatModel
 from resect.organism.shipped import Organism
-from resect.prompts import Prompt, PromptSet, check_disjoint, near_duplicates, split_by_hash
+from resect.prompts import PromptSet, check_disjoint, near_duplicates, split_by_hash
 
 Part = Literal["extract", "validation", "test"]
 SHARES = {"extract": 0.5, "validation": 0.2, "test": 0.3}
@@ -96,10 +96,10 @@ def from_organism(organism: Organism, *, config: SRAConfig) -> StudyInputs:
 
     def benign(part: Part) -> PromptSet:
         prompts = language.harmless(part).prompts + language.matched(part).prompts
-        return PromptSet(f"harmless/{part}", _mixed(prompts), "organism")
+        return _shuffled(PromptSet(f"harmless/{part}", prompts, "organism"))
 
     sizes = _sizes(config)
-    harmful: dict[str, PromptSet] = {part: language.harmful(part).first(n) for part, n in sizes.items()}
+    harmful = {part: _shuffled(language.harmful(part)).first(n) for part, n in sizes.items()}
     harmless: dict[Part, PromptSet] = {"extract": language.harmless("extract"), "validation": benign("validation"), "test": benign("test")}
     return StudyInputs(
         model=organism.aligned(),
@@ -131,13 +131,12 @@ def _sizes(config: SRAConfig) -> dict[Part, int]:
 
 def _split(prompts: PromptSet, config: SRAConfig) -> Split:
     parts = split_by_hash(prompts, SHARES, seed=config.seed)
-    mixed = {name: PromptSet(part.name, _mixed(part.prompts), prompts.source) for name, part in parts.items()}
-    return Split(**{name: mixed[name].first(n) for name, n in _sizes(config).items()})
+    return Split(**{name: _shuffled(parts[name]).first(n) for name, n in _sizes(config).items()})
 
 
-def _mixed(prompts: tuple[Prompt, ...]) -> tuple[Prompt, ...]:
-    """Return the prompts in hash order: files are often sorted by category, and the first n should be a fair sample."""
-    return tuple(sorted(prompts, key=lambda p: p.key))
+def _shuffled(prompts: PromptSet) -> PromptSet:
+    """Return the prompts in hash order: sets are often sorted by category, and the first n should be a fair sample."""
+    return replace(prompts, prompts=tuple(sorted(prompts.prompts, key=lambda p: p.key)))
 
 
 def _answered(name: str, prompts: PromptSet) -> PromptSet:

@@ -30,8 +30,8 @@ def run_passes(
     lab: Lab, recipe: Recipe, choice: Choice, *, materials: Materials, behaviour: Behaviour, reference: Reference
 ) -> list[dict[str, Any]]:
     """Return one entry per pass: test figures, atom spectrum and R^2 of that pass's direction, and why it was the last."""
-    layer = choice.source if choice.source is not None else int(choice.strengths(recipe.profile).argmax())
-    strengths = choice.strengths(recipe.profile)
+    layer = choice.source if choice.source is not None else int(recipe.strengths(choice).argmax())
+    strengths = recipe.strengths(choice)
     raw, stack, entries = materials.raw, choice.sourced(recipe.vectors)[:, None, :], []
     for number in range(1, lab.config.passes + 1):
         plan = make_plan(lab.writers, stack, strengths)

@@ -53,8 +53,8 @@ def score(lab: Lab, inputs: StudyInputs, behaviour: Behaviour, reference: Refere
         said = {name: lab.respond(asked.prompts, max_new_tokens=lab.config.max_new_tokens) for name, asked in _sides(behaviour).items()}
     split = len(harmful.prompts)
     return {
-        "harmful": _judged(behaviour, said["harmful"], first[:split]),
-        "harmless": _judged(behaviour, said["harmless"], first[split:]),
+        "harmful": _judged(behaviour, said["harmful"], first[:split], keep_text=lab.config.keep_text),
+        "harmless": _judged(behaviour, said["harmless"], first[split:], keep_text=lab.config.keep_text),
         "kl_first_token": drift.kl_first_token(harmless.logprobs, first[split:]).tolist(),
         "kl_tokens": drift.kl_tokens(reference.tokens, forced).tolist(),
         "top1_flips": drift.top1_flips(harmless.logprobs, first[split:]).tolist(),
@@ -122,9 +122,12 @@ def _answers(lab: Lab, prompts: Sequence[Prompt]) -> Nll:
     return answer_nll(lab.model, lab.render(prompts), answers, batch_tokens=lab.config.batch_tokens)
 
 
-def _judged(behaviour: Behaviour, responses: Sequence[Response], first: Float[Tensor, "prompt vocab"]) -> dict[str, Any]:
+def _judged(
+    behaviour: Behaviour, responses: Sequence[Response], first: Float[Tensor, "prompt vocab"], *, keep_text: bool
+) -> dict[str, Any]:
     return {
-        "ids": [list(r.ids) for r in responses],
+        "response": [hashlib.sha256(r.text.encode()).hexdigest() for r in responses],
+        "text": [r.text for r in responses] if keep_text else None,
         "verdicts": list(judge_markers(responses)),
         "log_odds": log_odds(first, behaviour.tokens).tolist(),
         "log_odds_refuse": behaviour.refuses_at_once(first),
@@ -136,11 +139,10 @@ def _recovered(responses: Sequence[Response], reference: Reference) -> list[bool
     return None if reference.twin is None else list(recovery.agreement(responses, reference.twin))
 
 
-def sample_rows(lab: Lab, arm: str, side: str, prompts: PromptSet, result: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return one row per test prompt for `samples.jsonl`: hashes and verdicts, and the texts only where they are to be kept."""
+def sample_rows(arm: str, side: str, prompts: PromptSet, result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return one row per test prompt for `samples.jsonl`: hashes and verdicts, and the texts only where they were kept."""
     rows = []
-    responses = lab.read(prompts.prompts, result["ids"])
-    for i, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+    for i, prompt in enumerate(prompts):
         row = {
             "arm": arm,
             "set": side,
@@ -148,8 +150,8 @@ def sample_rows(lab: Lab, arm: str, side: str, prompts: PromptSet, result: Mappi
             "category": prompt.category,
             "verdict": result["verdicts"][i],
             "log_odds": result["log_odds"][i],
-            "response": hashlib.sha256(response.text.encode()).hexdigest(),
+            "response": result["response"][i],
         }
-        texts = {"prompt_text": prompt.text, "text": response.text} if lab.config.keep_text else {}
+        texts = {"prompt_text": prompt.text, "text": result["text"][i]} if result["text"] else {}
         rows.append(row | texts)
     return rows

@@ -21,12 +21,19 @@ from resect.studies.lab import Lab
 
 @dataclass(frozen=True)
 class Candidate:
-    """One choice with what validation says of it; `verified` once the refusals are counted on responses."""
+    """One choice with what validation says of it: which harmful prompts refuse, and the mean first-token KL on harmless ones.
+
+    `refused` is by log-odds after the screen, by either judge after `verify`.
+    """
 
     choice: Choice
-    refusal: float
+    refused: tuple[bool, ...]
     kl: float
-    verified: bool = False
+
+    @property
+    def refusal(self) -> float:
+        """Refusal rate."""
+        return sum(self.refused) / len(self.refused)
 
 
 Recipes = Mapping[float, Recipe]
@@ -36,7 +43,10 @@ Recipes = Mapping[float, Recipe]
 def select(lab: Lab, recipes: Recipes, behaviour: Behaviour) -> dict[str, Any]:
     """Return the chosen candidate of an arm as JSON: choice, feasibility, validation figures, and every candidate that was tried."""
     candidates = [
-        c for softness, place in product(recipes, places(lab.config, lab.layers)) for c in _rise(lab, recipes, place, softness, behaviour)
+        candidate
+        for softness, recipe in recipes.items()
+        for rule, place in product(recipe.profiles, places(lab.config, lab.layers))
+        for candidate in _rise(lab, recipes, replace(place, softness=softness, rule=rule), behaviour)
     ]
     limit = lab.config.max_refusal
     best = _first_that_works(lab, recipes, sorted(candidates, key=lambda c: _rank(c, limit))[: lab.config.finalists], behaviour)
@@ -44,19 +54,19 @@ def select(lab: Lab, recipes: Recipes, behaviour: Behaviour) -> dict[str, Any]:
         "choice": asdict(best.choice),
         "feasible": best.refusal <= limit,
         "candidates": len(candidates),
-        "validation": validation_figures(lab, recipes[best.choice.softness], best.choice, behaviour),
+        "validation": figures(lab, recipes, best.choice, behaviour),
         "grid": [{**asdict(c.choice), "refusal": c.refusal, "kl": c.kl} for c in candidates],
     }
 
 
-def _rise(lab: Lab, recipes: Recipes, place: Choice, softness: float, behaviour: Behaviour) -> Iterator[Candidate]:
+def _rise(lab: Lab, recipes: Recipes, place: Choice, behaviour: Behaviour) -> Iterator[Candidate]:
     """Yield candidates of one place at rising strengths, up to the second that works: more strength would only cost more KL.
 
     The second is kept because the screen reads one token, and the first may turn out too weak on whole responses.
     """
     working = 0
     for gamma in sorted(lab.config.strengths):
-        candidate = screen(lab, recipes, replace(place, gamma=gamma, softness=softness), behaviour)
+        candidate = screen(lab, recipes, replace(place, gamma=gamma), behaviour)
         yield candidate
         working += candidate.refusal <= lab.config.max_refusal
         if working == 2:
@@ -74,8 +84,13 @@ def _first_that_works(lab: Lab, recipes: Recipes, ranked: Sequence[Candidate], b
 
 
 def _rank(candidate: Candidate, limit: float) -> tuple[bool, float, float]:
-    works = candidate.refusal <= limit
-    return (not works, 0.0 if works else candidate.refusal, candidate.kl)
+    return _order(candidate.refusal, candidate.kl, limit)
+
+
+def _order(refusal: float, kl: float, limit: float) -> tuple[bool, float, float]:
+    """Sort what works by KL before what does not by refusal rate."""
+    works = refusal <= limit
+    return (not works, 0.0 if works else refusal, kl)
 
 
 def screen(lab: Lab, recipes: Recipes, choice: Choice, behaviour: Behaviour) -> Candidate:
@@ -87,30 +102,26 @@ def screen(lab: Lab, recipes: Recipes, choice: Choice, behaviour: Behaviour) -> 
     split = len(harmful.prompts)
     refused = behaviour.refuses_at_once(logprobs[:split])
     kl = drift.kl_first_token(harmless.logprobs, logprobs[split:])
-    return Candidate(choice, refusal=sum(refused) / len(refused), kl=float(kl.mean()))
+    return Candidate(choice, tuple(refused), float(kl.mean()))
 
 
 def verify(lab: Lab, recipes: Recipes, candidate: Candidate, behaviour: Behaviour) -> Candidate:
-    """Return the candidate with its refusal rate counted on responses: a refusal by either judge counts."""
-    refused = _refused(lab, recipes[candidate.choice.softness], candidate.choice, behaviour)
-    return replace(candidate, refusal=max(candidate.refusal, sum(refused) / len(refused)), verified=True)
-
-
-def _refused(lab: Lab, recipe: Recipe, choice: Choice, behaviour: Behaviour) -> list[bool]:
-    prompts = behaviour.harmful["validation"].prompts
-    with lab.edited(recipe.plan(lab.writers, choice)):
+    """Return the candidate with refusals read on responses too: a prompt that either judge calls refused is refused."""
+    choice, prompts = candidate.choice, behaviour.harmful["validation"].prompts
+    with lab.edited(recipes[choice.softness].plan(lab.writers, choice)):
         responses = lab.respond(prompts, max_new_tokens=lab.config.opening_tokens)
-    return [v == "refuse" for v in judge_markers(responses)]
+    by_markers = (v == "refuse" for v in judge_markers(responses))
+    return replace(candidate, refused=tuple(a or b for a, b in zip(candidate.refused, by_markers, strict=True)))
 
 
-def validation_figures(lab: Lab, recipe: Recipe, choice: Choice, behaviour: Behaviour) -> dict[str, Any]:
-    """Return the chosen candidate's validation figures with their intervals."""
+def figures(lab: Lab, recipes: Recipes, choice: Choice, behaviour: Behaviour) -> dict[str, Any]:
+    """Return a choice's validation figures with their intervals; refusals by either judge."""
+    candidate = verify(lab, recipes, screen(lab, recipes, choice, behaviour), behaviour)
     harmless = behaviour.harmless["validation"]
-    with lab.edited(recipe.plan(lab.writers, choice)):
-        logprobs = lab.first_logprobs(harmless.prompts)
-    kl = drift.kl_first_token(harmless.logprobs, logprobs)
+    with lab.edited(recipes[choice.softness].plan(lab.writers, choice)):
+        kl = drift.kl_first_token(harmless.logprobs, lab.first_logprobs(harmless.prompts))
     return {
-        "refusal_rate": rate(_refused(lab, recipe, choice, behaviour)).to_json(),
+        "refusal_rate": rate(candidate.refused).to_json(),
         "kl_first_token": mean_of(kl.tolist(), unit="nats", seed=lab.config.seed).to_json(),
     }
 
@@ -121,12 +132,8 @@ def by_source(pick: dict[str, Any], *, limit: float) -> dict[str, dict[str, Any]
     for name, single in (("per_layer", False), ("single", True)):
         rows = [row for row in pick["grid"] if (row["source"] is not None) == single]
         if rows:
-            found[name] = min(rows, key=lambda row: _rank(Candidate(chosen({"choice": _choice(row)}), row["refusal"], row["kl"]), limit))
+            found[name] = min(rows, key=lambda row: _order(row["refusal"], row["kl"], limit))
     return found
-
-
-def _choice(row: dict[str, Any]) -> dict[str, Any]:
-    return {key: row[key] for key in row if key not in ("refusal", "kl")}
 
 
 def chosen(selection: dict[str, Any]) -> Choice:

@@ -4,7 +4,7 @@
 refusal, repeat in passes, sweep lambda, measure ceilings. Each step is kept in the run folder, so a killed run goes on.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from resect.edit.plan import EditPlan
 from resect.evaluation import drift
 from resect.evaluation.statistics import rate
 from resect.studies import ceilings, comparisons, curves, passes, scores, selection
-from resect.studies.arms import ARMS, Choice, Recipe, recipe, softnesses
+from resect.studies.arms import ARMS, Choice, Recipe, needs_energy, recipe, softnesses
 from resect.studies.behaviour import Behaviour, observe
 from resect.studies.forecast import forecast
 from resect.studies.inputs import StudyInputs, gamma_atom, near_twins
@@ -94,7 +94,7 @@ def run(inputs: StudyInputs, config: SRAConfig, steps: Steps) -> SRAResult:
 def prepare(inputs: StudyInputs, config: SRAConfig, steps: Steps) -> Bench:
     """Return the bench: the base observed, the materials gathered; raises what `run` raises."""
     lab = Lab(inputs.model, config)
-    atom = gamma_atom(inputs, config) if config.gamma_rule == "energy" or "standard_sra_strength" in config.arms else ""
+    atom = gamma_atom(inputs, config) if needs_energy(config) else ""
     behaviour = observe(lab, inputs, steps)
     materials = gather(lab, inputs, behaviour, steps)
     twin_ids = None
@@ -144,7 +144,8 @@ def _study(
     bench: Bench, picks: dict[str, Any], results: dict[str, Any], traces: dict[str, Any], *, cleaned: torch.Tensor, lam: float
 ) -> dict[str, Any]:
     config, seed = bench.config, bench.config.seed
-    matched = curves.matched(traces, refusal=config.matched_refusal, pairs=comparisons.pairs(tuple(traces)), seed=seed)
+    base = [v == "refuse" for v in bench.behaviour.harmful["test"].verdicts]
+    matched = curves.matched(traces, base=base, refusal=config.matched_refusal, pairs=comparisons.pairs(tuple(traces)), seed=seed)
     return {
         "format": "resect.study/1",
         "study": "sra",
@@ -158,8 +159,8 @@ def _study(
         "spectrum": _spectrum(bench, cleaned, lam),
         "passes": bench.steps.json("passes", lambda: _passes(bench, picks)) if MAIN_ARM in picks else [],
         "lambda_sweep": _lambda_sweep(bench, picks),
-        "decomposition": comparisons.decompose(matched),
-        "forecast": forecast(bench.materials, bench.recipe(MAIN_ARM, config.lams[0]).vectors),
+        "decomposition": comparisons.decompose(matched, rule=config.gamma_rule),
+        "forecast": forecast(bench.materials, bench.recipe(MAIN_ARM, min(config.lams)).vectors, lam=min(config.lams)),
         "drift_by_topic": {arm: _by_topic(bench, result) for arm, result in results.items() if arm != "base"},
         "drift_quantiles": {arm: _quantiles(result) for arm, result in results.items() if arm != "base"},
         "ceilings": _ceilings(bench),
@@ -191,7 +192,8 @@ def describe_arm(bench: Bench, arm: str, pick: dict[str, Any]) -> dict[str, Any]
         "strength": choice.gamma,
         "softness": choice.softness if ARMS[arm].knob != "none" else None,
         "knob": ARMS[arm].knob.removesuffix("s") if ARMS[arm].knob != "none" else None,
-        "profile": choice.strengths(recipe.profile).tolist(),
+        "rule": choice.rule,
+        "profile": recipe.strengths(choice).tolist(),
         "feasible": pick["feasible"],
         "candidates": pick["candidates"],
         "validation": pick["validation"],
@@ -223,9 +225,10 @@ def _lambda_sweep(bench: Bench, picks: dict[str, Any]) -> list[dict[str, Any]]:
     choice, raw = selection.chosen(picks[MAIN_ARM]), bench.materials.raw
     rows = []
     for lam in sorted(bench.config.lam_sweep):
-        tried = bench.recipe(MAIN_ARM, lam)
-        figures = bench.steps.json(f"lambda_{lam:g}", lambda t=tried: selection.validation_figures(bench.lab, t, choice, bench.behaviour))
-        cosine = torch.nn.functional.cosine_similarity(tried.vectors, raw, dim=-1).mean().item()
+        recipes = {lam: bench.recipe(MAIN_ARM, lam)}
+        tried = replace(choice, softness=lam)
+        figures = bench.steps.json(f"lambda_{lam:g}", lambda r=recipes, c=tried: selection.figures(bench.lab, r, c, bench.behaviour))
+        cosine = torch.nn.functional.cosine_similarity(recipes[lam].vectors, raw, dim=-1).mean().item()
         rows.append({"lambda": lam, **figures, "cosine_with_raw": cosine})
     return rows
 
@@ -261,5 +264,5 @@ def _samples(bench: Bench, results: dict[str, Any]) -> list[dict[str, Any]]:
         row
         for arm, result in results.items()
         for side, asked in (("harmful", bench.behaviour.harmful["test"]), ("harmless", bench.behaviour.harmless["test"]))
-        for row in scores.sample_rows(bench.lab, arm, side, asked.prompts, result[side])
+        for row in scores.sample_rows(arm, side, asked.prompts, result[side])
     ]
