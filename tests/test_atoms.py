@@ -12,8 +12,8 @@ from resect.errors import UserError
 
 # Stems that would turn a remark about a subject into a request for harm; the registry talks about deception and privacy, never asks for it.
 HARM = re.compile(
-    r"\b(kill\b|murder|poison|bomb|explosiv|weapon|hack (in|a)|malware|(write|send|make|craft) .*phish|meth\b|cocaine|suicid|rape|porn|racis|slur|bypass|steal (a|the|my|some)|"
-    r"how (do|can|would) i (forge|cheat|lie to|scam|deceive|blackmail|stalk|spy))",
+    r"\b(kill\b|murder|poison|bomb|explosiv|weapon|hack (in|a)|malware|(write|send|make|craft) .*phish|meth\b|cocaine|suicid|rape"
+    r"|porn|racis|slur|bypass|steal (a|the|my|some)|how (do|can|would) i (forge|cheat|lie to|scam|deceive|blackmail|stalk|spy))",
     re.IGNORECASE,
 )
 NAMED_BY_THE_FOLLOW_UP = {

@@ -171,7 +171,7 @@ def test_wrong_settings_are_named() -> None:
         make_config({"strengths": [0.0, 1.0]})
     with pytest.raises(UserError, match="none below 0"):
         make_config({"lams": [-1.0]})
-    with pytest.raises(UserError, match="tokens would go unscored"):
+    with pytest.raises(UserError, match="must be below text_context"):
         make_config({"text_stride": 600})
 
 

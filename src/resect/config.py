@@ -1,5 +1,6 @@
 """Every knob of a study, in one place; the resolved values are saved beside the results as `run.toml`."""
 
+import json
 import tomllib
 from pathlib import Path
 from typing import Any, Literal
@@ -159,8 +160,8 @@ def _toml_value(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):
-        escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n").replace("\r", "\\r").replace("\t", "\\t")
-        return f'"{escaped}"'
+        # JSON strings are TOML basic strings, but for the delete character.
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     if isinstance(value, (int, float)):
         return repr(value)
     if isinstance(value, (list, tuple)):

@@ -55,6 +55,7 @@ def settings(inputs: StudyInputs, config: SRAConfig) -> dict[str, Any]:
     """Return what `run.toml` holds: enough to tell whether two runs are the same run."""
     return {
         "format": RUN,
+        "resect": __version__,
         "study": "sra",
         "model": inputs.model.name,
         "model_fingerprint": inputs.model.fingerprint,
@@ -78,7 +79,7 @@ def read_settings(run: Path) -> SRAConfig:
         raise UserError(f"{path} is not valid TOML ({error}); run the study again into another folder.") from error
     if values.get("format") != RUN:
         raise UserError(f"{path} has format {values.get('format')!r}, but this version reads {RUN!r}; run the study again.")
-    about = ("format", "study", "model", "model_fingerprint", "inputs_fingerprint")
+    about = ("format", "resect", "study", "model", "model_fingerprint", "inputs_fingerprint")
     return make_config({name: value for name, value in values.items() if name not in about})
 
 

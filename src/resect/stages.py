@@ -84,8 +84,8 @@ def make_directions(run: Path) -> Float[Tensor, "layer d_model"]:
     """
     refuse_finished(run, "directions")
     about, materials = read_about(run), read_materials(run)
-    save_directions(run, about, materials.raw)
     _forget_after(run, "directions")
+    save_directions(run, about, materials.raw)
     return materials.raw
 
 
@@ -103,8 +103,8 @@ def make_cleaning(run: Path, *, method: str, softness: float | None = None) -> c
     arm = ARMS[_known(method, "cleaning method", METHODS)]
     chosen = _softness(arm.name, softness, config)
     cleaned = cleaning.clean(raw[:, None, :], arm.terms(materials, chosen, config))[:, 0]
-    save_cleaning(run, about, materials, cleaned, method=arm.name, softness=chosen)
     _forget_after(run, "cleaning")
+    save_cleaning(run, about, materials, cleaned, method=arm.name, softness=chosen)
     term = cleaning.atom_term(materials.kept_atoms, lam=chosen if arm.knob == "lams" else 0.0, scaling=config.atom_scaling)
     return cleaning.spectrum(raw, cleaned, term=term, all_atoms=materials.atoms)
 
@@ -129,9 +129,10 @@ def make_edit(bench: Bench, run: Path, *, arm: str | None = None, fixed: Fixed) 
         pick = selection.select(narrow.lab, recipes, bench.behaviour)
     choice = selection.chosen(pick)
     entry = sra.describe_arm(bench, name, pick)
-    save_edit(run, read_about(run), recipes[choice.softness].plan(bench.lab.writers, choice), arm=name, choice=entry)
+    # What was measured of the old edit goes first: a kill in between must not leave its figures beside the new one.
     if not (run / "study.json").exists():
         _forget_after(run, "edit")
+    save_edit(run, read_about(run), recipes[choice.softness].plan(bench.lab.writers, choice), arm=name, choice=entry)
     return entry
 
 

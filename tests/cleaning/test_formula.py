@@ -94,3 +94,12 @@ def test_raw_atoms_are_protected_by_their_strength() -> None:
     cleaned = clean(torch.ones(1, 1, 4), [cleaning.atom_term(atoms, lam=1.0, scaling="raw")])
     assert cleaned[0, 0, 0].item() == pytest.approx(1 / 2, rel=1e-5)
     assert cleaned[0, 0, 1].item() == pytest.approx(1 / 101, rel=1e-5)
+
+
+def test_what_is_left_below_rounding_is_no_direction() -> None:
+    """An edit brings any direction to norm 1, so noise left where r lies in the kept span must become an exact zero."""
+    kept = rows(1, 2, 3, 12)
+    inside = torch.einsum("lk,lkd->ld", rows(2, 2, 3), kept)[:, None]
+    assert torch.equal(clean(inside, [KeepTerm("a", kept, 0.0)]), torch.zeros(2, 1, 12))
+    outside = inside + 0.01 * rows(3, 2, 1, 12)
+    assert (clean(outside, [KeepTerm("a", kept, 0.0)]).norm(dim=-1) > 0).all()

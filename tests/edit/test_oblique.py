@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from resect.edit.oblique import oblique_plan
+from resect.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -45,5 +46,5 @@ def test_strength_zero_has_no_entry() -> None:
 
 def test_a_blind_read_direction_is_refused() -> None:
     removed, read = torch.eye(4)[:1], torch.eye(4)[1:2]
-    with pytest.raises(ValueError, match="does not see"):
+    with pytest.raises(UserError, match="does not see the one to be removed"):
         oblique_plan([Stub("a", 0)], removed, read, torch.ones(1))

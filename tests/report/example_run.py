@@ -128,6 +128,11 @@ def spectrum(rng: random.Random, atoms: list[dict[str, str]], *, layers: int) ->
     }
 
 
+def inverse(ratio: dict[str, float]) -> dict[str, float]:
+    """The study writes each pair of arms once, the reference arm first."""
+    return {"value": 1 / ratio["value"], "low": 1 / ratio["high"], "high": 1 / ratio["low"]}
+
+
 def study(rng: random.Random, *, layers: int, twin: bool, random_wins: bool) -> dict[str, Any]:
     atoms = [{"name": name, "role": role} for role, names in ATOMS.items() for name in names]
     flat, bell = [1] * layers, [1.4 * math.exp(-(((i - layers * 0.55) / (layers * 0.2)) ** 2)) for i in range(layers)]
@@ -138,8 +143,12 @@ def study(rng: random.Random, *, layers: int, twin: bool, random_wins: bool) -> 
         {"a": "standard", "b": "sra", "kl_ratio": {"value": 6.77, "low": 4.4, "high": 10.1}},
         {"a": "projected", "b": "sra", "kl_ratio": {"value": 2.0, "low": 1.3, "high": 3.1}},
         {"a": "projected", "b": "combined", "kl_ratio": {"value": 3.3, "low": 2.1, "high": 4.9}},
-        {"a": "random_atoms", "b": "sra", "kl_ratio": random_ratio},
-        {"a": "standard_sra_strength", "b": "sra", "kl_ratio": None},
+        {
+            "a": "sra",
+            "b": "random_atoms",
+            "kl_ratio": {k: 1 / random_ratio[o] for k, o in (("value", "value"), ("low", "high"), ("high", "low"))},
+        },
+        {"a": "sra", "b": "standard_sra_strength", "kl_ratio": None},
     ]
     return {
         "format": "resect.study/1",

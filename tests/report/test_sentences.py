@@ -27,10 +27,10 @@ def run(tmp_path: Path) -> RunFolder:
     return read_run(example.write_run(tmp_path))
 
 
-def _with_ratio(run: RunFolder, arm: str, ratio: dict[str, float] | None) -> RunFolder:
+def _with_ratio(run: RunFolder, arm: str, ratio: dict[str, float] | None, *, under: str = "sra") -> RunFolder:
     study = json.loads(json.dumps(run.study))
-    study["matched"]["ratios"] = [entry for entry in study["matched"]["ratios"] if entry["a"] != arm or entry["b"] != "sra"]
-    study["matched"]["ratios"].append({"a": arm, "b": "sra", "kl_ratio": ratio})
+    study["matched"]["ratios"] = [entry for entry in study["matched"]["ratios"] if {entry["a"], entry["b"]} != {arm, under}]
+    study["matched"]["ratios"].append({"a": arm, "b": under, "kl_ratio": ratio})
     if ratio is None:
         study["matched"]["arms"][arm] |= {"kl": None, "note": f"{arm} never gets there"}
     return RunFolder(run.evaluation, study, run.samples, run.config)
@@ -79,8 +79,10 @@ def test_a_control_without_a_value_is_said_quietly(run: RunFolder) -> None:
     assert not any(warning.loud for warning in made.warnings)
 
 
-def test_without_an_interval_a_ratio_near_one_decides_nothing() -> None:
-    assert [sentences.compare(Measure(value, None, None, None)) for value in (1.3, 1.2, 1.0, 0.85, 0.7)] == [1, 0, 0, 0, -1]
+def test_without_a_bound_a_ratio_decides_nothing() -> None:
+    assert [sentences.compare(Measure(value, None, None, None)) for value in (9.0, 1.0, 0.1)] == [0, 0, 0]
+    assert sentences.compare(Measure(3.0, 1.5, None, None)) == 1
+    assert sentences.compare(Measure(0.3, None, 0.8, None)) == -1
     assert sentences.compare(None) == 0
 
 
@@ -94,9 +96,10 @@ def test_covert_refusal_is_named(run: RunFolder) -> None:
 
 
 def test_the_forecast_is_held_against_the_measurement(run: RunFolder) -> None:
-    assert "the forecast came true" in sentences.forecast(run)
-    same = _with_ratio(run, "standard", {"value": 1.0, "low": 0.8, "high": 1.2})
-    assert "did not come true" in sentences.forecast(same)
+    gained = _with_ratio(run, "standard", {"value": 3.0, "low": 2.0, "high": 4.0}, under="sra_flat")
+    assert "it came true" in sentences.forecast(gained)
+    same = _with_ratio(run, "standard", {"value": 1.0, "low": 0.8, "high": 1.2}, under="sra_flat")
+    assert "it did not come true" in sentences.forecast(same)
 
 
 def test_arms_have_one_order_with_unknown_ones_before_the_controls() -> None:
@@ -175,7 +178,7 @@ def test_the_terminal_table_shows_every_arm_and_says_what_is_not_there(run: RunF
     without = _print(bare, {})
     assert "[red]m" in without
     assert "recovery" not in without
-    assert "50\xa0%" in without
+    assert "50%" in without
     assert "–" in without
 
 
@@ -187,5 +190,5 @@ def test_eighty_columns_cut_no_number(run: RunFolder) -> None:
         refusal, drift = run.measure(arm, "refusal_rate"), run.measure(arm, "kl_first_token")
         assert refusal
         assert drift
-        assert percent(refusal.value) in text
-        assert number(drift.value) in text
+        assert f"{refusal.value:.0%}" in text
+        assert f"{drift.value:.2g}" in text

@@ -54,9 +54,11 @@ def test_a_base_that_refuses_nothing_is_refused(inputs, configured, tmp_path):
 
 def test_a_base_that_refuses_everything_is_refused(inputs, organism, configured, tmp_path):
     lab = Lab(inputs.model, configured())
-    spare = organism.language.harmful("extract").prompts[32:]
+    used = {p.text for _, part in inputs.harmful.items() for p in part}
+    spare = tuple(p for p in organism.language.harmful("extract") if p.text not in used)
     parts = {name: PromptSet(name, spare[k::3]) for k, name in enumerate(("extract", "validation", "test"))}
     refused = {name: part.where(refuses(lab, part)) for name, part in inputs.harmful.items()}
+    assert all(len(part) >= 8 for part in refused.values())
     wrong = replace(inputs, harmful=Split(**parts), harmless=Split(**refused))
     with pytest.raises(
         UserError, match=r"The base model refuses all of the \d+ harmless prompts, so refusal has nothing to stand out from"
@@ -71,6 +73,6 @@ def refuses(lab, prompts):
 def test_what_was_asked_is_read_back_with_the_same_numbers(bench, inputs, configured):
     again = observe(Lab(inputs.model, configured()), inputs, Steps(bench.steps.folder))
     for part in ("extract", "validation", "test"):
-        assert again.harmful[part].responses == bench.behaviour.harmful[part].responses
+        assert again.harmful[part].verdicts == bench.behaviour.harmful[part].verdicts
         assert torch.equal(again.harmful[part].logprobs, bench.behaviour.harmful[part].logprobs)
     assert again.cut == bench.behaviour.cut

@@ -25,21 +25,27 @@ def matched(standard: float | None, strength: float, flat: float, sra: float) ->
 
 
 def test_cleaning_alone_takes_the_whole_credit() -> None:
-    found = comparisons.decompose(matched(1.0, 1.0, 0.1, 0.1))
+    found = comparisons.decompose(matched(1.0, 1.0, 0.1, 0.1), rule="energy")
     assert found["cleaning_share"] == pytest.approx(1.0)
     assert found["strength_share"] == pytest.approx(0.0)
 
 
 def test_shares_add_up_with_an_interaction() -> None:
-    found = comparisons.decompose(matched(8.0, 4.0, 4.0, 1.0))
+    found = comparisons.decompose(matched(8.0, 4.0, 4.0, 1.0), rule="energy")
     assert found["cleaning_share"] + found["strength_share"] == pytest.approx(1.0)
     assert found["cleaning_share"] == pytest.approx((math.log(2) + math.log(4)) / 2 / math.log(8))
 
 
 def test_a_missing_cell_is_named() -> None:
-    found = comparisons.decompose(matched(None, 4.0, 4.0, 1.0))
+    found = comparisons.decompose(matched(None, 4.0, 4.0, 1.0), rule="energy")
     assert found["cleaning_share"] is None
     assert "no KL at matched refusal for standard" in found["sentence"]
+
+
+def test_a_flat_rule_leaves_nothing_to_split() -> None:
+    found = comparisons.decompose(matched(8.0, 4.0, 4.0, 1.0), rule="flat")
+    assert found["cleaning_share"] is None
+    assert "the gamma rule of this run is flat" in found["sentence"]
 
 
 def result(refused: list[bool], kl: list[float]) -> dict:

@@ -15,6 +15,11 @@ from resect.studies.selection import Candidate
 RATES = st.sampled_from([0.0, 0.01, 0.02, 0.05, 0.3, 1.0])
 
 
+def flags(rate: float) -> tuple[bool, ...]:
+    """A hundred prompts, of which this share refuses."""
+    return tuple(i < round(100 * rate) for i in range(100))
+
+
 class Planted:
     """Three places whose refusal and KL at each strength are given, on one token and on whole responses."""
 
@@ -25,16 +30,16 @@ class Planted:
         monkeypatch.setattr(selection, "places", lambda *_: [Choice(source, 0, 5, 1.0) for source in (None, 3, 4)])
         monkeypatch.setattr(selection, "screen", self.screen)
         monkeypatch.setattr(selection, "verify", self.verify)
-        monkeypatch.setattr(selection, "validation_figures", lambda *_: {})
+        monkeypatch.setattr(selection, "figures", lambda *_: {})
 
     def screen(self, _lab, _recipes, choice, _behaviour):
         self.screened.append(choice)
         first, _, kl = self.table[choice.source, choice.gamma]
-        return Candidate(choice, first, kl)
+        return Candidate(choice, flags(first), kl)
 
     def verify(self, _lab, _recipes, candidate, _behaviour):
         first, whole, kl = self.table[candidate.choice.source, candidate.choice.gamma]
-        return Candidate(candidate.choice, max(first, whole), kl, verified=True)
+        return Candidate(candidate.choice, flags(max(first, whole)), kl)
 
     def select(self):
         return selection.select(self.lab, {0.0: self.bench.recipe("standard", 0.0)}, self.bench.behaviour)
@@ -42,7 +47,7 @@ class Planted:
 
 @given(data=st.data())
 def test_the_least_kl_of_what_works_wins_and_else_the_least_refusal(bench, configured, data):
-    config = configured(max_refusal=0.02, finalists=9)
+    config = configured(max_refusal=0.02, finalists=18)
     places = [(source, gamma) for source in (None, 3, 4) for gamma in config.strengths]
     table = {place: data.draw(st.tuples(RATES, RATES, st.floats(0, 10))) for place in places}
     with pytest.MonkeyPatch.context() as monkeypatch:
@@ -93,3 +98,14 @@ def test_the_figures_are_those_of_the_edit(bench, picked):
     assert figures["refusal_rate"]["n"] == 16
     base = sum(v == "refuse" for v in bench.behaviour.harmful["validation"].verdicts) / 16
     assert figures["refusal_rate"]["value"] < base
+
+
+def test_a_prompt_that_either_judge_calls_refused_is_refused(monkeypatch, bench, picked):
+    recipe, choice = bench.chosen("sra", picked["sra"])
+    recipes = {choice.softness: recipe}
+    screened = selection.screen(bench.lab, recipes, choice, bench.behaviour)
+    by_log_odds = tuple(i == 0 for i in range(len(screened.refused)))
+    monkeypatch.setattr(selection, "judge_markers", lambda said: tuple("refuse" if i == 1 else "comply" for i in range(len(said))))
+    by_either = selection.verify(bench.lab, recipes, Candidate(choice, by_log_odds, screened.kl), bench.behaviour)
+    assert by_either.refused[:3] == (True, True, False)
+    assert by_either.refusal == 2 / len(screened.refused)

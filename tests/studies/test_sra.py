@@ -77,7 +77,7 @@ def test_a_study_of_one_control_alone_says_what_it_lacks(inputs, configured, tmp
     found = sra.run(inputs, config, Steps(tmp_path))
     assert list(found.evaluation["arms"]) == ["base", "random_atoms"]
     assert (found.study["passes"], found.study["lambda_sweep"], found.study["ceilings"]) == ([], [], None)
-    assert "no KL at matched refusal for standard" in found.study["decomposition"]["sentence"]
+    assert "the gamma rule of this run is flat" in found.study["decomposition"]["sentence"]
     assert torch.isfinite(found.cleaned).all()
 
 

@@ -1,6 +1,6 @@
 """What the user named on the command line (model, prompt files, atoms) and its way into a study's inputs and back from a run folder."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from resect.organism.shipped import Organism, is_organism, load_organism
 from resect.prompts import PromptSet, load_prompts
 from resect.run import open_folder, settings
 from resect.studies.inputs import StudyInputs, from_organism, from_prompts
+from resect.studies.scores import TEXT
 
 FILE = "sources.json"
 FORMAT = "resect.sources/1"
@@ -61,7 +62,7 @@ class Sources:
             return lambda: from_organism(organism, config=config)
         harmful, harmless = (_needed(source, name) for source, name in ((self.harmful, "harmful"), (self.harmless, "harmless")))
         atoms = _atoms(self.atoms)
-        questions = dict(_question_file(item) for item in self.questions)
+        questions = _question_files(self.questions)
         texts = load_prompts(self.text, name="text").texts if self.text else ()
 
         def load() -> StudyInputs:
@@ -118,6 +119,16 @@ def _needed(source: str | None, name: str) -> PromptSet:
 
 def _atoms(paths: tuple[str, ...]) -> tuple[Atom, ...]:
     return check_registry(a for path in paths for a in load_atoms(Path(path))) if paths else shipped_atoms()
+
+
+def _question_files(items: Sequence[str]) -> dict[str, PromptSet]:
+    """Return question files by name; raises `UserError` if two share one, since only one of them would be measured."""
+    files = [_question_file(item) for item in items]
+    names = [name for name, _ in files]
+    clash = next((name for name in names if names.count(name) > 1 or name == TEXT), None)
+    if clash is not None:
+        raise UserError(f"Two measurements would be named {clash!r}; name the files apart with --questions NAME=PATH.")
+    return dict(files)
 
 
 def _question_file(item: str) -> tuple[str, PromptSet]:

@@ -64,7 +64,7 @@ def check_disjoint(sets: Mapping[str, PromptSet]) -> None:
     Raises:
         UserError: naming both sets, how many texts they share and the key of the first.
     """
-    texts = {name: {_normal(p.text): p for p in prompts} for name, prompts in sets.items()}
+    texts = {name: {normal(p.text): p for p in prompts} for name, prompts in sets.items()}
     for first, second in combinations(sets, 2):
         shared = [prompt for text, prompt in texts[first].items() if text in texts[second]]
         if shared:
@@ -118,7 +118,8 @@ def _unit(prompt: Prompt, seed: int) -> float:
     return int.from_bytes(hashlib.sha256(f"{seed}:{group}".encode()).digest()[:7]) / 2**56
 
 
-def _normal(text: str) -> str:
+def normal(text: str) -> str:
+    """Return the text without case and extra spaces: what counts as the same prompt."""
     return " ".join(text.casefold().split())
 
 

@@ -65,7 +65,7 @@ FIGURES = (
         "passes",
         "Atom spectrum by pass",
         "Targets that fall while others rise mean that refusal changed its ground between passes. Across: pass. Up: ridge "
-        "coefficient of the atom, in units of the direction; the eight largest.",
+        "length of the direction along the atom, in activation units; the eight largest.",
         "Only one direction was fitted: this run made no further passes.",
         charts_passes.pass_spectrum,
     ),
@@ -80,7 +80,7 @@ FIGURES = (
     FigureSpec(
         "ceilings",
         "Ceilings of recovery",
-        "What even the best edit could recover: sra (dashed) should be read against these curves, not against 100 %. Up: "
+        "Reference points for recovery: what edits that know the twin reach. Read sra (dashed) against these curves. Up: "
         "shares of harmful test prompts, 95 % intervals.",
         "No ceilings: they need the helpful-only twin of a model organism, and this model has none.",
         charts_passes.ceilings,

@@ -227,5 +227,5 @@ def judges(run: RunFolder) -> Table | None:
         )
         for arm, entry in run.by_arm("judges").items()
     ]
-    head = ("arm", "refusals by markers", "by token log-odds", "markers and echoed refusals", "agreement of the first two", "kappa")
+    head = ("arm", "refusals by markers", "by token log-odds", "echo of the base's refusals", "agreement of the first two", "kappa")
     return Table(head, tuple(rows)) if rows else None

@@ -9,9 +9,11 @@ from typing import Literal
 from resect.atoms import Atom
 from resect.config import SRAConfig
 from resect.errors import UserError, unknown_name
+from resect.models.chat import chat_template
 from resect.models.load import ChatModel
 from resect.organism.shipped import Organism
 from resect.prompts import PromptSet, check_disjoint, near_duplicates, split_by_hash
+from resect.prompts.splits import normal
 
 Part = Literal["extract", "validation", "test"]
 SHARES = {"extract": 0.5, "validation": 0.2, "test": 0.3}
@@ -56,12 +58,22 @@ class StudyInputs:
             for part, prompts in split.items():
                 if len(prompts) < FEWEST:
                     raise UserError(f"Only {len(prompts)} {side} prompts fall to {part}; at least {FEWEST} are needed, give a larger file.")
+        taught = {f"{side}/{part}": p for side, split in sides for part, p in split.items() if part != "test"}
+        for name, prompts in self.questions.items():
+            for other, used in taught.items():
+                check_disjoint({f"questions/{name}": prompts, other: used})
         _check_atoms_apart(self.atoms, dict(self.harmful.items()) | {f"harmless {k}": v for k, v in self.harmless.items()})
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over the model and every prompt: what makes two runs the same run."""
-        parts = [self.model.fingerprint, *(p.fingerprint for split in (self.harmful, self.harmless) for _, p in split.items())]
+        """SHA-256 over the model, its tokenizer and template, and every prompt: what makes two runs the same run."""
+        tokenizer = self.model.tokenizer
+        parts = [
+            self.model.fingerprint,
+            chat_template(tokenizer),
+            str(sorted(tokenizer.get_vocab().items())),
+            *(p.fingerprint for split in (self.harmful, self.harmless) for _, p in split.items()),
+        ]
         parts += [f"{a.name}/{a.role}/{a.positive}/{a.negative}" for a in self.atoms]
         parts += [f"{name}/{prompts.fingerprint}" for name, prompts in sorted(self.questions.items())]
         parts += [*self.texts, self.twin.fingerprint if self.twin else ""]
@@ -147,11 +159,11 @@ def _answered(name: str, prompts: PromptSet) -> PromptSet:
 
 
 def _check_atoms_apart(atoms: tuple[Atom, ...], sets: Mapping[str, PromptSet]) -> None:
-    texts = {text: atom.name for atom in atoms for text in (*atom.positive, *atom.negative)}
+    texts = {normal(text): atom.name for atom in atoms for text in (*atom.positive, *atom.negative)}
     for name, prompts in sets.items():
-        shared = next((p for p in prompts if p.text in texts), None)
+        shared = next((p for p in prompts if normal(p.text) in texts), None)
         if shared is not None:
-            atom = texts[shared.text]
+            atom = texts[normal(shared.text)]
             raise UserError(f"Prompt {shared.key} stands in atom {atom!r} and in the {name} prompts; they must be apart, drop it from one.")
 
 

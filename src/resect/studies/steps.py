@@ -28,7 +28,6 @@ class Steps:
     def json(self, name: str, compute: Callable[[], Any]) -> Any:
         """Return the step's JSON value, computed or read back."""
         path = self.folder / "steps" / f"{name}.json"
-        self.on_step(name)
         if not path.exists():
             artifacts.write_json(path, self._timed(name, compute))
         return artifacts.read_json(path)
@@ -36,12 +35,12 @@ class Steps:
     def tensors(self, name: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         """Return the step's tensors, computed or read back."""
         path = self.folder / "activations" / f"{name}.safetensors"
-        self.on_step(name)
         if not path.exists():
             artifacts.save_tensors(path, self._timed(name, compute), {"format": TENSORS, "step": name})
         return artifacts.load_tensors(path, format=TENSORS)[0]
 
     def _timed(self, name: str, compute: Callable[[], T]) -> T:
+        self.on_step(name)
         start = time.perf_counter()
         value = compute()
         self.seconds[name] = round(time.perf_counter() - start, 3)
