@@ -102,6 +102,7 @@ def main() -> None:
     if options.only is None:
         RESULTS.parent.mkdir(exist_ok=True)
         RESULTS.write_text(json.dumps(report, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        zoo_summary.write_results(Path(__file__).parents[1] / "docs" / "results.md", rows, report["summary"])
         zoo_summary.draw(rows, Path(__file__).parents[1] / "docs" / "figures")
     print(zoo_summary.table(rows))
     print(zoo_summary.sentences(report["summary"]))

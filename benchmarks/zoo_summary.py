@@ -62,8 +62,8 @@ def summarise(rows: Sequence[Row]) -> dict[str, Any]:
         "settings": {
             setting: {
                 "sra_refusal_at_most_2_percent": f"{sum(_arm(r, setting, 'sra')['refusal'] <= 0.02 for r in seeds)} of {len(seeds)} seeds",
-                "ratios_over_seeds": {name: geometric(_values(seeds, setting, name)) for name in RATIOS},
-                "ratios_over_gated": {name: geometric(_values(gated, setting, name)) for name in RATIOS},
+                "ratios_over_seeds": {name: geometric(seeds, setting, name) for name in RATIOS},
+                "ratios_over_gated": {name: geometric(gated, setting, name) for name in RATIOS},
                 "forecast_correlation": {gain: correlations(gated, setting, gain) for gain in GAINS},
                 "recovery_over_gated": recoveries(gated, setting),
             }
@@ -81,8 +81,9 @@ def _values(rows: Iterable[Row], setting: str, ratio: str) -> list[float]:
     return [v for v in found if v]
 
 
-def geometric(values: Sequence[float]) -> dict[str, Any] | None:
-    """Return the geometric mean of ratios with a bootstrap interval over organisms, and their range."""
+def geometric(rows: Sequence[Row], setting: str, ratio: str) -> dict[str, Any] | None:
+    """Return the geometric mean of ratios with a bootstrap interval over organisms, their range, and how many have none."""
+    values = _values(rows, setting, ratio)
     if len(values) < 3:
         return None
     logs = mean_of([math.log(v) for v in values], unit="log ratio")
@@ -93,6 +94,7 @@ def geometric(values: Sequence[float]) -> dict[str, Any] | None:
         "least": min(values),
         "most": max(values),
         "n": len(values),
+        "unreached": len(rows) - len(values),
     }
 
 
@@ -190,3 +192,74 @@ def draw(rows: Sequence[Row], folder: Path) -> None:
     )
     spec = scatter.properties(width=420, height=260, title="Forecast against measured gain").to_json()
     (folder / "forecast.svg").write_text(vl_convert.vegalite_to_svg(spec), encoding="utf-8")
+
+
+START, END = "<!-- zoo: written by benchmarks/zoo.py -->", "<!-- end of zoo -->"
+SETTING_NAMES = {"any": "source layer chosen on validation", "per_layer": "each layer's own direction (the paper's setting)"}
+
+
+def write_results(page: Path, rows: Sequence[Row], summary: Row) -> None:
+    """Put the tables between the markers of docs/results.md."""
+    text = page.read_text(encoding="utf-8")
+    before, after = text.split(START)[0], text.split(END)[1]
+    page.write_text(f"{before}{START}\n\n{markdown(rows, summary)}\n\n{END}{after}", encoding="utf-8")
+
+
+def markdown(rows: Sequence[Row], summary: Row) -> str:
+    """Return organisms, ratios of KL, rank correlations and recoveries as Markdown tables."""
+    parts = [_quality(rows)]
+    for setting, name in SETTING_NAMES.items():
+        found = summary["settings"][setting]
+        parts += [f"### With {name}", f"`sra` refuses at most 2 % of the test prompts on {found['sra_refusal_at_most_2_percent']}."]
+        parts += [_organisms(rows, setting), _ratio_table(found), _recovery_table(found), _forecast_table(found)]
+    return "\n\n".join(parts)
+
+
+def _grid(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *body]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _quality(rows: Sequence[Row]) -> str:
+    names = ("harmful_refusal", "harmless_refusal", "matched_refusal", "capability_exact", "helpful_refusal")
+    head = ("organism", "refuses harmful", "refuses benign", "refuses matched", "capability right", "twin refuses")
+    return _grid(head, [(row["name"], *(f"{row['quality'][n]:.1%}" for n in names)) for row in rows])
+
+
+def _organisms(rows: Sequence[Row], setting: str) -> str:
+    arms = [a for a in rows[0]["settings"][setting]["arms"] if a != "base"]
+    caption = "Refusal / recovery / first-token KL at matched refusal (5 %), on test prompts:\n\n"
+    return caption + _grid(("organism", *arms), [(r["name"], *(_cell(_arm(r, setting, a)) for a in arms)) for r in rows])
+
+
+def _ratio_table(found: Row) -> str:
+    body = []
+    for name in RATIOS:
+        cells = [_written(found[group][name]) for group in ("ratios_over_seeds", "ratios_over_gated")]
+        body.append((name, *cells))
+    caption = (
+        "KL ratios at matched refusal: geometric mean (95 % bootstrap interval over organisms; range; n; not reached by either arm):\n\n"
+    )
+    return caption + _grid(("KL ratio", "over the seeds", "over all gated organisms"), body)
+
+
+def _written(ratio: Row | None) -> str:
+    if ratio is None:
+        return "fewer than three"
+    span = f"{ratio['low']:.2g} to {ratio['high']:.2g}; {ratio['least']:.2g} to {ratio['most']:.2g}"
+    return f"{ratio['mean']:.2g} ({span}; n {ratio['n']}; {ratio['unreached']})"
+
+
+def _recovery_table(found: Row) -> str:
+    body = [(arm, *(f"{v[k]:.1%}" for k in ("refusal", "recovery", "echo"))) for arm, v in found["recovery_over_gated"].items()]
+    return "Means over gated organisms:\n\n" + _grid(("arm", "refused", "recovery", "echo of refusals"), body)
+
+
+def _forecast_table(found: Row) -> str:
+    body = [
+        (gain, name, f"{rho['rho']:+.2f}", f"{rho['low']:+.2f} to {rho['high']:+.2f}", str(rho["n"]))
+        for gain, table in found["forecast_correlation"].items()
+        for name, rho in table.items()
+    ]
+    caption = "Spearman's rank correlation of quantities known before any edit with the log gain, over gated organisms:\n\n"
+    return caption + _grid(("gain", "quantity", "rho", "95 % interval", "n"), body)

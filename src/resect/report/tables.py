@@ -79,7 +79,7 @@ def matched(run: RunFolder) -> Table:
         entry = part["arms"][arm]
         if arm == "base":
             continue
-        kl, ratio = found[arm], kl_ratio(run, over=arm, under="sra")
+        kl, ratio = found[arm], None if arm == "sra" else kl_ratio(run, over=arm, under="sra")
         value = (
             Cell(number(kl), "lowest" if kl == best else "", strong=kl == best)
             if kl is not None
