@@ -84,8 +84,8 @@ def make_directions(run: Path) -> Float[Tensor, "layer d_model"]:
     """
     refuse_finished(run, "directions")
     about, materials = read_about(run), read_materials(run)
-    _forget_after(run, "directions")
     save_directions(run, about, materials.raw)
+    _forget_after(run, "directions")
     return materials.raw
 
 
@@ -103,8 +103,8 @@ def make_cleaning(run: Path, *, method: str, softness: float | None = None) -> c
     arm = ARMS[_known(method, "cleaning method", METHODS)]
     chosen = _softness(arm.name, softness, config)
     cleaned = cleaning.clean(raw[:, None, :], arm.terms(materials, chosen, config))[:, 0]
-    _forget_after(run, "cleaning")
     save_cleaning(run, about, materials, cleaned, method=arm.name, softness=chosen)
+    _forget_after(run, "cleaning")
     term = cleaning.atom_term(materials.kept_atoms, lam=chosen if arm.knob == "lams" else 0.0, scaling=config.atom_scaling)
     return cleaning.spectrum(raw, cleaned, term=term, all_atoms=materials.atoms)
 

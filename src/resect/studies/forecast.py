@@ -1,12 +1,13 @@
 """Will cleaning pay? A forecast from activations alone, before any edit.
 
-Ablating a unit direction v takes v v^T y out of every block update y. What that does to benign text is E[(v^T y)^2] over
-benign tokens, summed over layers; what it does to refusal goes with the share of the raw direction that v still holds,
-(v^T r)^2 / |r|^2. KL is quadratic in small changes, so the drift per unit of effect predicts KL at matched refusal:
+Ablating a unit direction v takes v v^T h out of the stream. What that does to benign prompts goes with E[(v^T h)^2] over their
+activations h at the study's position, summed over layers; what it does to refusal goes with the share of the raw direction
+that v still holds, cos(v, r)^2. KL is quadratic in small changes, so the drift per unit of effect predicts KL at matched refusal:
 
-    predicted_drift(v) = sum_l E[(v_l^T y_l)^2] / (mean_l cos(v_l, r_l)^2)^2
+    predicted_drift(v) = sum_l E[(v_l^T h_l)^2] / (mean_l cos(v_l, r_l)^2)^2
 
-and the predicted gain of cleaning is predicted_drift(raw) / predicted_drift(cleaned).
+and the predicted gain of cleaning is predicted_drift(raw) / predicted_drift(cleaned). It was chosen among the other quantities
+below on the zoo (docs/results.md), so its correlation there is in-sample.
 """
 
 from typing import Any
@@ -51,9 +52,9 @@ def quantities(materials: Materials, cleaned: Float[Tensor, "layer d_model"]) ->
     kept = torch.nn.functional.normalize(materials.kept_atoms, dim=-1)
     drift_raw, drift_clean = (predicted_drift(v, raw, materials.updates) for v in (raw, cleaned))
     return {
-        "predicted_gain": drift_raw / drift_clean,
-        "predicted_drift_raw": drift_raw,
-        "residual_drift_ratio": predicted_drift(raw, raw, materials.harmless) / predicted_drift(cleaned, raw, materials.harmless),
+        "predicted_gain": predicted_drift(raw, raw, materials.harmless) / predicted_drift(cleaned, raw, materials.harmless),
+        "update_drift_ratio": drift_raw / drift_clean,
+        "update_drift_raw": drift_raw,
         "worst_layer_drift": worst_layer_drift(raw, materials.updates),
         "worst_layer_gain": worst_layer_drift(raw, materials.updates) / worst_layer_drift(cleaned, materials.updates),
         "harmless_mean_share": float(_cosine(raw, mean).square().mean()),
@@ -72,7 +73,10 @@ def worst_layer_drift(vectors: Float[Tensor, "layer d_model"], benign: Float[Ten
 def predicted_drift(
     vectors: Float[Tensor, "layer d_model"], raw: Float[Tensor, "layer d_model"], benign: Float[Tensor, "n layer d_model"]
 ) -> float:
-    """Return sum_l E[(v_l^T y_l)^2] over the square of the mean share of r that v holds (squared activation units)."""
+    """Return sum_l E[(v_l^T h_l)^2] over the square of the mean share of r that v holds (squared activation units).
+
+    `benign` holds activations, or block updates where that is what an edit takes its component from.
+    """
     unit = torch.nn.functional.normalize(vectors.double(), dim=-1)
     moved = torch.einsum("nld,ld->nl", benign.double(), unit).square().mean(0).sum()
     return float(moved / _cosine(vectors, raw).square().mean().square())

@@ -133,7 +133,7 @@ def gamma_atom(inputs: StudyInputs, config: SRAConfig) -> str:
         return config.gamma_atom
     targets = [a.name for a in inputs.atoms if not a.kept]
     if not targets:
-        raise UserError("The energy rule needs a target atom and the registry has none; add one, name gamma_atom, or use gamma_rule flat.")
+        raise UserError("The energy rule needs a target atom and the registry has none; add one, or name gamma_atom.")
     return "deception" if "deception" in targets else targets[0]
 
 
