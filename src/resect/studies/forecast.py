@@ -7,7 +7,7 @@ that v still holds, cos(v, r)^2. KL is quadratic in small changes, so the drift 
     predicted_drift(v) = sum_l E[(v_l^T h_l)^2] / (mean_l cos(v_l, r_l)^2)^2
 
 and the predicted gain of cleaning is predicted_drift(raw) / predicted_drift(cleaned). It was chosen among the other quantities
-below on the zoo (docs/results.md), so its correlation there is in-sample.
+below on the zoo (docs/results.md), where it ranks the gains only roughly: a hint, not a promise.
 """
 
 from typing import Any
