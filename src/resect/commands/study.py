@@ -20,11 +20,11 @@ ORGANISM_SETTINGS: dict[str, Any] = {
     "opening_tokens": 12,
     "kl_tokens": 8,
     "keep_text": True,
-    "validation_prompts": 48,
+    "validation_prompts": 40,
     "windows": [[0.0, 1.0]],
     "source_layers": [0.4, 0.6, 0.8],
     "strengths": [0.75, 1.0, 1.25, 1.5, 2.0, 3.0],
-    "curve_strengths": [0.25, 0.5, 0.75, 0.875, 1.0, 1.125, 1.25, 1.5, 2.0, 2.5, 3.0],
+    "curve_strengths": [0.5, 0.75, 0.875, 1.0, 1.125, 1.25, 1.5, 2.0, 2.5, 3.0],
 }
 """Organisms have six layers and answer in a few words of a harmless language: a shorter grid, and texts may be kept."""
 
