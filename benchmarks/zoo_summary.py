@@ -12,6 +12,8 @@ RATIOS = {
     "standard/sra_flat": ("standard", "sra_flat"),
     "standard/standard_sra_strength": ("standard", "standard_sra_strength"),
     "standard/random_atoms": ("standard", "random_atoms"),
+    "random_atoms/sra": ("random_atoms", "sra"),
+    "standard_sra_strength/sra": ("standard_sra_strength", "sra"),
     "projected/sra": ("projected", "sra"),
     "projected/sra_flat": ("projected", "sra_flat"),
     "whitened/sra": ("whitened", "sra"),
