@@ -116,3 +116,9 @@ def test_damaged_files():
         EditPlan.from_tensors(tensors | {"a0.u": torch.ones(8, 3)}, description)
     with pytest.raises(UserError, match="writer m1 hold NaN"):
         EditPlan.from_tensors(tensors | {"m1.c": torch.full((8, 2), float("nan"))}, description)
+
+
+@pytest.mark.parametrize("entry", [{}, 1, {"writer": "a"}, {"writer": 3, "gamma": 1.0}, {"writer": "a", "gamma": float("nan")}])
+def test_a_damaged_entry_is_one_sentence(entry):
+    with pytest.raises(UserError, match="needs a writer's name and a finite gamma"):
+        EditPlan.from_tensors({}, {"format": "resect.edit/1", "edits": [entry]})

@@ -1,5 +1,6 @@
 """An edit as pure data: for every residual writer the factors U, C and the strength gamma of y' = y - gamma U (C^T y)."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -167,8 +168,10 @@ def _check(directions: Float[Tensor, "direction d_model"], writer: WriterLike) -
         )
 
 
-def _read(tensors: Mapping[str, Tensor], entry: Mapping[str, Any]) -> WriterEdit:
-    name = entry["writer"]
+def _read(tensors: Mapping[str, Tensor], entry: object) -> WriterEdit:
+    name, gamma = (entry.get("writer"), entry.get("gamma")) if isinstance(entry, Mapping) else (None, None)
+    if not isinstance(name, str) or not isinstance(gamma, int | float) or not math.isfinite(gamma):
+        raise UserError(f"An entry of the edit needs a writer's name and a finite gamma, found {entry!r:.80}; write the edit again.")
     for key in (f"{name}.u", f"{name}.c"):
         if key not in tensors:
             raise UserError(f"The edit of writer {name} lacks the tensor {key}; the edit file is incomplete, write it again.")
@@ -177,7 +180,7 @@ def _read(tensors: Mapping[str, Tensor], entry: Mapping[str, Any]) -> WriterEdit
         raise UserError(f"The factors of writer {name} have shapes {tuple(u.shape)} and {tuple(c.shape)}; both must be [d_model, k].")
     if not bool(torch.isfinite(u).all() and torch.isfinite(c).all()):
         raise UserError(f"The factors of writer {name} hold NaN or infinite values; the edit file is damaged, write it again.")
-    return WriterEdit(name, u, c, float(entry["gamma"]))
+    return WriterEdit(name, u, c, float(gamma))
 
 
 def _listed(names: Iterable[str]) -> str:
