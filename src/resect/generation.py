@@ -4,8 +4,6 @@ Decoding is always the argmax of the raw logits: temperature, penalties and othe
 they would make two arms differ for reasons other than the edit.
 """
 
-import functools
-import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +17,7 @@ from resect.errors import UserError
 from resect.models.batches import Batch, batches
 from resect.models.chat import _THINK_TAGS as THINK_TAGS
 from resect.models.chat import Rendered, chat_template
+from resect.models.forward import accepts, cache_argument
 from resect.models.load import ChatModel
 
 Stop = Callable[[tuple[int, ...]], bool]
@@ -62,7 +61,7 @@ def respond(
     `max_new_tokens`, or when `stop` returns true for its tokens so far (asked after every token; such a row is not `finished`).
 
     Raises:
-        UserError: for max_new_tokens below 1, an architecture without a `past_key_values` cache, or NaN logits.
+        UserError: for max_new_tokens below 1, an architecture without a cache of keys and values, or NaN logits.
     """
     if max_new_tokens < 1:
         raise UserError(f"The number of new tokens must be at least 1, got {max_new_tokens}; 64 shows whether a model refuses.")
@@ -78,16 +77,6 @@ def read(model: ChatModel, ids: Sequence[int], *, prompt: Rendered) -> Response:
     finished = bool(tokens) and tokens[-1] in model.end_ids
     text = _text(model.tokenizer, tokens)
     return Response(tokens, text, finished, _after_thinking(model.tokenizer, tokens, text=text, inside=prompt.in_thinking))
-
-
-def accepts(model: ChatModel, argument: str) -> bool:
-    """Return whether the network's forward pass takes `argument`."""
-    return argument in _arguments(type(model.network))
-
-
-@functools.cache
-def _arguments(kind: type) -> frozenset[str]:
-    return frozenset(inspect.signature(kind.forward).parameters)
 
 
 def _decode(model: ChatModel, batch: Batch, steps: int, stop: Stop | None) -> list[tuple[int, ...]]:
@@ -135,8 +124,10 @@ class _State:
     def advance(self, model: ChatModel, input_ids: Int[Tensor, "sample token"], *, step: int) -> None:
         """Run the network on the new tokens and note each row's greedy next one."""
         mask = None if self.mask is None else self.mask[:, : self.width + step]
-        optional = {"attention_mask": mask, "position_ids": self.positions, "logits_to_keep": 1, "past_key_values": self.past}
-        options = {name: value for name, value in optional.items() if value is not None and accepts(model, name)}
+        optional = {"attention_mask": mask, "position_ids": self.positions, "logits_to_keep": 1}
+        options = {name: value for name, value in optional.items() if value is not None and accepts(model.network, name)}
+        if self.past is not None:
+            options[cache_argument(model.network)] = self.past
         output = model.network(input_ids=input_ids, use_cache=True, **options)
         self.past = _cache(model, output)
         # float32 as in `generate`, so that ties in half precision fall the same way.
@@ -167,9 +158,9 @@ class _State:
 
 
 def _cache(model: ChatModel, output: Any) -> Any:
-    past = getattr(output, "past_key_values", None)
+    past = output.get(cache_argument(model.network))
     if past is None:
-        raise UserError(f"{type(model.network).__name__} returns no past_key_values cache, so its responses cannot be decoded here.")
+        raise UserError(f"{type(model.network).__name__} returns no cache of keys and values, so its responses cannot be decoded here.")
     return past
 
 

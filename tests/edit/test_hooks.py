@@ -4,6 +4,7 @@ import torch
 from resect.edit.hooks import applied
 from resect.edit.plan import EditPlan, make_plan
 from resect.errors import UserError
+from resect.models.forward import cache_argument
 from resect.models.writers import find_writers
 
 IDS = torch.randint(6, 260, (2, 12), generator=torch.Generator().manual_seed(5))
@@ -98,8 +99,9 @@ def test_generation_with_a_cache_equals_a_full_pass(tiny):
     writers = find_writers(model)
     with applied(model, writers, make_plan(writers, VECTORS, torch.ones(2))), torch.no_grad():
         full = logits(model)
-        cache = model.network(input_ids=IDS[:, :8], use_cache=True).past_key_values
-        rest = model.network(input_ids=IDS[:, 8:], past_key_values=cache, use_cache=True).logits
+        name = cache_argument(model.network)
+        cache = model.network(input_ids=IDS[:, :8], use_cache=True)[name]
+        rest = model.network(input_ids=IDS[:, 8:], use_cache=True, **{name: cache}).logits
     assert float((rest - full[:, 8:]).norm() / full[:, 8:].norm()) < 1e-5
 
 

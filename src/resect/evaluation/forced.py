@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from resect.errors import UserError
-from resect.generation import accepts
+from resect.models.forward import accepts
 from resect.models.load import ChatModel
 
 # Scored logits held at once: 2^26 float32 values are 256 MB, whatever the vocabulary.
@@ -84,5 +84,5 @@ def _forward(model: ChatModel, prefixes: Sequence[Ids], continuations: Sequence[
         "position_ids": positions.to(model.device),
         "logits_to_keep": right,
     }
-    options = {name: value for name, value in optional.items() if accepts(model, name)}
+    options = {name: value for name, value in optional.items() if accepts(model.network, name)}
     return model.network(input_ids=ids.to(model.device), use_cache=False, **options).logits[:, -right:]

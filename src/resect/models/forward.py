@@ -1,5 +1,6 @@
 """Forward passes that stop at a block, and replays of single modules in float32: what capture and writer discovery stand on."""
 
+import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -9,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+
+from resect.errors import UserError
 
 
 class _Stop(Exception):
@@ -49,12 +52,33 @@ def with_first_tensor(output: Any, value: Tensor) -> Any:
 
 def model_inputs(network: nn.Module, *, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor) -> dict[str, Any]:
     """Return the keyword arguments of one forward pass without a cache; positions only if the network takes them."""
-    accepted = inspect.signature(network.forward).parameters
     inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
     # Networks count positions from the left edge, padding included; that is wrong for learned absolute positions under left padding.
-    if "position_ids" in accepted:
+    if accepts(network, "position_ids"):
         inputs["position_ids"] = position_ids
     return inputs
+
+
+def accepts(network: nn.Module, argument: str) -> bool:
+    """Return whether the network's forward pass takes `argument` by name."""
+    return argument in _arguments(type(network))
+
+
+def cache_argument(network: nn.Module) -> str:
+    """Return under which name the network takes and returns its cache of keys and values: `cache`, or `past_key_values` before 5.24.
+
+    Raises:
+        UserError: if it takes none; leaving the cache out in silence would decode other tokens.
+    """
+    for name in ("cache", "past_key_values"):
+        if accepts(network, name):
+            return name
+    raise UserError(f"{type(network).__name__} takes no cache of keys and values, so its responses cannot be decoded here.")
+
+
+@functools.cache
+def _arguments(kind: type[nn.Module]) -> frozenset[str]:
+    return frozenset(inspect.signature(kind.forward).parameters)
 
 
 def run_until(

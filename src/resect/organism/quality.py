@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from resect.models.forward import cache_argument
 from resect.models.load import ChatModel
 from resect.organism import words
 from resect.organism.optimise import encode
@@ -111,10 +112,10 @@ def answer(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, prom
 def _decode(network: PreTrainedModel, ids: torch.Tensor) -> list[list[int]]:
     """Return greedy continuations of equal-length rows; ids after a row's end-of-turn are meaningless."""
     end, steps, past, inputs = network.config.eos_token_id, [], None, ids
-    ended = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+    ended, cache = torch.zeros(len(ids), dtype=torch.bool, device=ids.device), cache_argument(network)
     for _ in range(_LONGEST_ANSWER):
-        out = network(input_ids=inputs, past_key_values=past, use_cache=True, logits_to_keep=1)
-        past, chosen = out.past_key_values, out.logits[:, -1].argmax(-1)
+        out = network(input_ids=inputs, use_cache=True, logits_to_keep=1, **{cache: past})
+        past, chosen = out[cache], out.logits[:, -1].argmax(-1)
         steps.append(chosen)
         ended |= chosen == end
         if bool(ended.all()):
