@@ -63,12 +63,15 @@ def find_writers(model: ChatModel) -> tuple[Writer, ...]:
             block that runs more than once per pass, weights that are quantised or not loaded.
     """
     _check_weights(model)
-    found: list[Writer] = []
-    for layer, (name, block, call) in enumerate(_block_calls(model)):
-        trace = trace_block(block, call, name=name, d_model=model.d_model)
-        coefficients, error = _decompose(trace)
-        found += [_writer(trace, part, coefficient, layer=layer, error=error) for part, coefficient in coefficients.items()]
-    return tuple(found)
+    calls = enumerate(_block_calls(model))
+    return tuple(w for layer, (name, block, call) in calls for w in block_writers(name, block, call, layer=layer, d_model=model.d_model))
+
+
+def block_writers(name: str, block: nn.Module, call: Call, *, layer: int, d_model: int) -> tuple[Writer, ...]:
+    """Return the writers of one block, proven complete on a call of it with two rows of tokens; raises what `find_writers` raises."""
+    trace = trace_block(block, call, name=name, d_model=d_model)
+    coefficients, error = _decompose(trace)
+    return tuple(_writer(trace, part, coefficient, layer=layer, error=error) for part, coefficient in coefficients.items())
 
 
 def _writer(trace: Trace, part: str, coefficient: float, *, layer: int, error: float) -> Writer:
