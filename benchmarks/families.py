@@ -26,6 +26,8 @@ VOCABULARY = 320
 
 # Largest size of a field, by its name; the first pattern that matches decides. Every width of a stream is 32, every head 8 wide.
 CAPS: tuple[tuple[str, int], ...] = (
+    (r"codebook_size|num_codebooks", 64),
+    (r"rotary_dim", 8),
     (r"hidden_size_per_layer_input|.*(group_size|upsample_groups)", 8),
     (r".*(vocab|num_embeddings|codebook_size).*", VOCABULARY),
     (r".*(moe|expert|shared).*(intermediate|hidden|dim|latent).*", 24),
@@ -92,7 +94,7 @@ def shrunk(kind: type[PreTrainedConfig], changes: Mapping[str, Any], fields: Map
     own = {n: v for n, v in defaults.items() if n not in _BASE and n not in kind.sub_configs_defaults}
     default = vars(kind(**dict(fields or {})))
     small = dict(fields or {}) | {n: c for n, v in own.items() if (c := capped(n, v)) != v}
-    small |= _layers(own, default) | _rotary(default) | {n: v for n, v in FILLED.items() if n in own and own[n] is None}
+    small |= _layers(own, default) | _heads(own) | _rotary(kind, own, default) | {n: v for n, v in FILLED.items() if n in own and own[n] is None}
     for name, spec in kind.sub_configs_defaults.items():
         inner = changes.get(name, {})
         if inner is None or (spec.optional and name not in changes):
@@ -130,9 +132,16 @@ def _layers(own: Mapping[str, Any], default: Mapping[str, Any]) -> dict[str, Any
     return {counter: len(chosen)} | {n: [capped(n, v[i]) for i in chosen] for n, v in lists.items()}
 
 
-def _rotary(default: Mapping[str, Any]) -> dict[str, Any]:
+def _heads(own: Mapping[str, Any]) -> dict[str, Any]:
+    """Return as many key-value heads as heads where the default configuration has that (latent attention needs it)."""
+    alike = own.get("num_key_value_heads") is not None and own["num_key_value_heads"] == own.get("num_attention_heads")
+    return {"num_key_value_heads": capped("num_attention_heads", own["num_attention_heads"])} if alike else {}
+
+
+def _rotary(kind: type[PreTrainedConfig], own: Mapping[str, Any], default: Mapping[str, Any]) -> dict[str, Any]:
     """Return rotary settings whose sections fill half a head of 8, where positions have several axes."""
-    rope = default.get("rope_parameters")
-    if not isinstance(rope, dict) or "mrope_section" not in rope:
+    rope = default.get("rope_parameters") or {}
+    several = "mrope_section" in rope or "mrope_section" in (getattr(kind, "ignore_keys_at_rope_validation", None) or ())
+    if not several or "rope_parameters" not in own:
         return {}
-    return {"rope_parameters": rope | {"mrope_section": [2, 1, 1], "partial_rotary_factor": 1.0}}
+    return {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4} | rope | {"mrope_section": [2, 1, 1], "partial_rotary_factor": 1.0}}
