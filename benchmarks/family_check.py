@@ -17,8 +17,10 @@ from resect.edit.hooks import applied
 from resect.edit.plan import EditPlan, make_plan
 from resect.edit.save import save_edited
 from resect.errors import UserError
-from resect.models.forward import model_inputs, recorded_calls
+from resect.models.decompose import added, decompositions
+from resect.models.forward import first_tensor, model_inputs, recorded_calls
 from resect.models.load import ChatModel, load_model, wrap
+from resect.models.trace import trace_block
 from resect.models.writers import Writer, find_writers
 from resect.organism import words
 from resect.organism.tokenizer import make_tokenizer
@@ -89,6 +91,7 @@ def _check(row: Row) -> None:
     model = wrap(network, make_tokenizer((*words.SPECIAL, *map(str, range(100)))), name=row.name)
     row.forms["proof"] = "refused"
     writers = find_writers(model)
+    row.figures["mixed"] = float(any(w.mixed for w in writers))
     if {w.layer for w in writers} != set(range(len(model.blocks))):
         raise Failed(f"writers in layers {sorted({w.layer for w in writers})} of {len(model.blocks)} only")
     row.forms["proof"] = "passed"
@@ -139,7 +142,9 @@ def logits(network: torch.nn.Module) -> Tensor:
     ids = torch.randint(20, 200, (2, 24), generator=torch.Generator().manual_seed(7))
     ones = torch.ones_like(ids)
     with torch.no_grad():
-        return network(**model_inputs(network, input_ids=ids, attention_mask=ones, position_ids=ones.cumsum(1) - 1)).logits.double()
+        inputs = model_inputs(network, input_ids=ids, attention_mask=ones, position_ids=ones.cumsum(1) - 1)
+        # As a tuple: llama4's own output class does not fit its text side in transformers 5.24.
+        return network(**inputs, return_dict=False)[0].double()
 
 
 def _case(model: ChatModel, writers: tuple[Writer, ...]) -> Case:
@@ -164,11 +169,11 @@ def _hook(case: Case, row: Row) -> None:
 
 def _bake(case: Case, row: Row) -> None:
     network = case.model.network
-    before = _adds(case.model, case.direction)
+    before = _adds(case)
     original = {name: value.clone() for name, value in network.state_dict().items()}
     bake(case.model, case.writers, case.plan)
     _same_logits(row, "bake", logits(network), case.hooked)
-    after = _adds(case.model, case.direction)
+    after = _adds(case)
     row.figures["bake_left"] = max(float(a.norm() / b.norm()) for a, b in zip(after, before, strict=True))
     _at_most("left after baking", row.figures["bake_left"], LEFT_TOLERANCE)
     edited = {p.name for w in case.writers for p in w.parameters}
@@ -205,22 +210,30 @@ def _adapter(case: Case, row: Row) -> None:
 
 
 def _left(case: Case, edit: Callable[[], Any]) -> float:
-    before = _adds(case.model, case.direction)
+    before = _adds(case)
     with edit():
-        after = _adds(case.model, case.direction)
+        after = _adds(case)
     return max(float(a.norm() / b.norm()) for a, b in zip(after, before, strict=True))
 
 
-def _adds(model: ChatModel, direction: Tensor) -> list[Tensor]:
-    """Return what each block adds to the residual stream along the direction: (output - input) . r / |r|, by token."""
-    unit = direction.double() / direction.double().norm()
+def _adds(case: Case) -> list[Tensor]:
+    """Return what each block adds along the direction, by token, measured on the stream: (output - input) . r / |r|.
+
+    A mixed block weighs its input anew at each token; what it adds is then its output minus the part made of its input.
+    """
+    unit = case.direction.double() / case.direction.double().norm()
+    model = case.model
     with recorded_calls(dict(zip(model.block_names, model.blocks, strict=True))) as record:
         logits(model.network)
     found = []
-    for name in model.block_names:
+    for layer, (name, block) in enumerate(zip(model.block_names, model.blocks, strict=True)):
         call, output = record[name][0]
-        out = output[0] if isinstance(output, tuple | list) else output
-        found.append((out.double() - call.hidden().double()).reshape(-1, len(unit)) @ unit)
+        if any(w.mixed for w in case.writers if w.layer == layer):
+            trace = trace_block(block, call, name=name, d_model=model.d_model)
+            parts = next(iter(decompositions(trace)))
+            found.append(added(trace, parts).reshape(-1, len(unit)) @ unit)
+        else:
+            found.append((first_tensor(output).double() - call.hidden().double()).reshape(-1, len(unit)) @ unit)
     return found
 
 
