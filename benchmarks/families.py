@@ -94,13 +94,17 @@ def shrunk(kind: type[PreTrainedConfig], changes: Mapping[str, Any], fields: Map
     own = {n: v for n, v in defaults.items() if n not in _BASE and n not in kind.sub_configs_defaults}
     default = vars(kind(**dict(fields or {})))
     small = dict(fields or {}) | {n: c for n, v in own.items() if (c := capped(n, v)) != v}
-    small |= _layers(own, default) | _heads(own) | _rotary(kind, own, default) | {n: v for n, v in FILLED.items() if n in own and own[n] is None}
+    small |= (
+        _layers(own, default) | _heads(own) | _rotary(kind, own, default) | {n: v for n, v in FILLED.items() if n in own and own[n] is None}
+    )
     for name, spec in kind.sub_configs_defaults.items():
         inner = changes.get(name, {})
         if inner is None or (spec.optional and name not in changes):
             continue
         wanted = inner.get("model_type", spec.model_type)
-        below = spec.config_class if issubclass(spec.config_class, PreTrainedConfig) and wanted == spec.model_type else CONFIG_MAPPING[wanted]
+        below = (
+            spec.config_class if issubclass(spec.config_class, PreTrainedConfig) and wanted == spec.model_type else CONFIG_MAPPING[wanted]
+        )
         init = spec.init_kwargs if wanted == spec.model_type else {}
         small[name] = {"model_type": wanted} | shrunk(below, inner, init)
     return small | {n: v for n, v in changes.items() if n not in kind.sub_configs_defaults}
@@ -144,4 +148,6 @@ def _rotary(kind: type[PreTrainedConfig], own: Mapping[str, Any], default: Mappi
     several = "mrope_section" in rope or "mrope_section" in (getattr(kind, "ignore_keys_at_rope_validation", None) or ())
     if not several or "rope_parameters" not in own:
         return {}
-    return {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4} | rope | {"mrope_section": [2, 1, 1], "partial_rotary_factor": 1.0}}
+    return {
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4} | rope | {"mrope_section": [2, 1, 1], "partial_rotary_factor": 1.0}
+    }

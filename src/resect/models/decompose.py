@@ -90,7 +90,7 @@ def _least_squares(target: Float[Tensor, "token d_model"], columns: dict[str, Te
 
 
 def _mixed(trace: Trace, candidates: list[str]) -> Decomposition:
-    """Fit every token on its own. That is proof enough: a handful of vectors spans others of a wide stream only if they are made of them."""
+    """Fit every token on its own: a handful of vectors spans another of a wide stream only if that is made of them, so this is proof."""
     names = _independent(trace, candidates)
     if not names or len(names) + len(trace.before) > _COLUMNS * trace.before.shape[2]:
         return Decomposition({}, float("inf"))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from resect.errors import UserError
 from resect.layout import Layout
-from resect.models.decompose import TOLERANCE, Decomposition, decompositions
+from resect.models.decompose import Decomposition, decompositions
 from resect.models.forward import Call, model_inputs, recorded_calls, run_until
 from resect.models.load import ChatModel
 from resect.models.trace import ROWS, Trace, mixes_tokens, producers, trace_block
@@ -56,7 +56,7 @@ def find_writers(model: ChatModel) -> tuple[Writer, ...]:
     """Return every residual writer of the text decoder, block by block, proven complete.
 
     For each block the sum over writers of coefficient * output equals output - input on tokens that took no part in the search, to a
-    relative error of `TOLERANCE`, and every writer's parameters reproduce an edit of its output. Computed in float32, block by block,
+    relative error of `decompose.TOLERANCE`, and every writer's parameters reproduce an edit of its output. Computed in float32, block by block,
     whatever the dtype of the checkpoint. The model is not changed.
 
     Raises:
