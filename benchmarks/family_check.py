@@ -17,11 +17,11 @@ from resect.edit.hooks import applied
 from resect.edit.plan import EditPlan, make_plan
 from resect.edit.save import save_edited
 from resect.errors import UserError
-from resect.models.decompose import added, decompositions
+from resect.models.decompose import added
 from resect.models.forward import first_tensor, model_inputs, recorded_calls
 from resect.models.load import ChatModel, load_model, wrap
 from resect.models.trace import trace_block
-from resect.models.writers import Writer, find_writers
+from resect.models.writers import Writer, decomposed, find_writers
 from resect.organism import words
 from resect.organism.tokenizer import make_tokenizer
 
@@ -230,8 +230,7 @@ def _adds(case: Case) -> list[Tensor]:
         call, output = record[name][0]
         if any(w.mixed for w in case.writers if w.layer == layer):
             trace = trace_block(block, call, name=name, d_model=model.d_model)
-            parts = next(iter(decompositions(trace)))
-            found.append(added(trace, parts).reshape(-1, len(unit)) @ unit)
+            found.append(added(trace, decomposed(trace, layer=layer)[0]).reshape(-1, len(unit)) @ unit)
         else:
             found.append((first_tensor(output).double() - call.hidden().double()).reshape(-1, len(unit)) @ unit)
     return found

@@ -14,6 +14,7 @@ from resect.models.forward import Call, as_float32, first_tensor, float_state, r
 
 ROWS = 2  # rows of tokens in a probe
 _EQUAL = 1e-6  # relative: the same numbers, up to the rounding of an identity
+_CHECKED = 4  # tokens on which a module is seen to be linear
 _LINEAR = 1e-5  # relative: the same numbers computed in another order
 
 
@@ -31,6 +32,13 @@ class Trace:
     calls: dict[str, Call] = field(repr=False)
     inputs: dict[str, Tensor] = field(repr=False)
     outputs: dict[str, Tensor] = field(repr=False)
+    state: dict[str, Tensor] = field(repr=False)
+
+    def state_of(self, module: str) -> dict[str, Tensor]:
+        """Return the tensors of a module in float32, by their names in it; widened once for the whole block."""
+        own = self.block.get_submodule(module)
+        named = dict([*own.named_parameters(), *own.named_buffers()])
+        return {n: self.state[full] if (full := f"{module}.{n}") in self.state else as_float32(v) for n, v in named.items()}
 
     def frontiers(self) -> list[list[str]]:
         """Return modules with an output of the stream's shape: the direct children, then one level deeper, down to the leaves.
@@ -67,15 +75,15 @@ class Source:
 def trace_block(block: nn.Module, call: Call, *, name: str, d_model: int) -> Trace:
     """Return what every module of the block takes in and puts out; modules that run more than once or not at all are left out."""
     modules = {n: m for n, m in block.named_modules() if n}
-    start = _streams(call.hidden().float(), d_model)
+    start, state = _streams(call.hidden().float(), d_model), float_state(block)
     with recorded_calls(modules) as record:
-        output = replay(block, call)
+        output = replay(block, call, state=state)
     tokens = start.shape[1]
     once = {n: runs[0] for n, runs in record.items() if len(runs) == 1}
     outputs = {n: _rows(out, d_model) for n, (_, out) in once.items() if _is_stream(out, tokens, d_model)}
     inputs = {n: _rows(c.hidden(), c.hidden().shape[-1]) for n, (c, _) in once.items() if _has_hidden(c)}
     calls = {n: c for n, (c, _) in once.items()}
-    return Trace(name, block, start, _streams(output, d_model), calls, inputs, outputs)
+    return Trace(name, block, start, _streams(output, d_model), calls, inputs, outputs, state)
 
 
 def producers(trace: Trace, part: str) -> Source:
@@ -111,10 +119,11 @@ def mixes_tokens(trace: Trace, module: str) -> bool:
     moved = hidden.clone().float()
     rows = moved.reshape(-1, moved.shape[-1])
     rows[0] = rows[0].flip(0) * 1.5 + rows[-1]
-    before = replay(trace.block.get_submodule(module), call)
-    after = replay(trace.block.get_submodule(module), call.with_hidden(rows.view(hidden.shape)))
-    width = before.shape[-1]
-    return not same(_rows(after, width)[1:], _rows(before, width)[1:], tolerance=_LINEAR)
+    own, state = trace.block.get_submodule(module), trace.state_of(module)
+    after = replay(own, call.with_hidden(rows.view(hidden.shape)), state=state)
+    width = after.shape[-1]
+    before = trace.outputs[module] if module in trace.outputs else _rows(replay(own, call, state=state), width)
+    return not same(_rows(after, width)[1:], before[1:], tolerance=_LINEAR)
 
 
 def same(a: Tensor, b: Tensor, *, tolerance: float = _EQUAL) -> bool:
@@ -139,10 +148,11 @@ def _linear_leaf(trace: Trace, origin: str) -> tuple[str, tuple[tuple[str, Layou
 
 
 def _linear_layout(trace: Trace, name: str, weight: str, own: dict[str, nn.Parameter]) -> Layout | None:
-    # On the weight's own device and in float32: this is the one step of the probe that reads whole weights of dense models.
-    matrix = as_float32(own[weight])
-    x, y = trace.inputs[name].to(matrix), trace.outputs[name]
-    offsets = [as_float32(p) for n, p in own.items() if n != weight]
+    # On the weight's own device, every output feature, few tokens: whole weights are read here.
+    state = trace.state_of(name)
+    matrix = state[weight]
+    x, y = trace.inputs[name][:_CHECKED].to(matrix), trace.outputs[name][:_CHECKED]
+    offsets = [state[n] for n in own if n != weight]
     if len(offsets) > 1 or any(b.shape != y.shape[1:] for b in offsets):
         return None
     layouts: list[tuple[Layout, Tensor]] = [("out_in", matrix.T), ("in_out", matrix)]
@@ -207,7 +217,7 @@ def _responding(trace: Trace, origin: str) -> tuple[tuple[str, Layout], ...]:
     in a list) are tried together. The result counts only if reflecting all of it reflects the output itself.
     """
     module, call = trace.block.get_submodule(origin), trace.calls[origin]
-    state = float_state(module)
+    state = trace.state_of(origin)
     u = torch.randn(trace.before.shape[2], generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     u = u / u.norm()
     before = trace.outputs[origin]

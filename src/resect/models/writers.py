@@ -20,7 +20,7 @@ from resect.models.trace import ROWS, Trace, mixes_tokens, producers, trace_bloc
 
 Kind = Literal["attention", "mlp"]
 
-_TOKENS = 16  # in each of two rows: the first is fitted, the second is the proof
+_TOKENS = 8  # in each of two rows: the first is fitted, the second is the proof; the time of the probe is proportional to it
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ def find_writers(model: ChatModel) -> tuple[Writer, ...]:
     """Return every residual writer of the text decoder, block by block, proven complete.
 
     For each block the sum over writers of coefficient * output equals output - input on tokens that took no part in the search, to a
-    relative error of `decompose.TOLERANCE`, and every writer's parameters reproduce an edit of its output. Computed in float32, block by block,
-    whatever the dtype of the checkpoint. The model is not changed.
+    relative error of `decompose.TOLERANCE`, and every writer's parameters reproduce an edit of its output. Computed in float32, block by
+    block, whatever the dtype of the checkpoint. The model is not changed.
 
     Raises:
         UserError: a block whose parts do not add up (naming the block and the gap), a writer whose parameters cannot be found, a
@@ -70,11 +70,19 @@ def find_writers(model: ChatModel) -> tuple[Writer, ...]:
 
 def block_writers(name: str, block: nn.Module, call: Call, *, layer: int, d_model: int) -> tuple[Writer, ...]:
     """Return the writers of one block, proven complete on a call of it with two rows of tokens; raises what `find_writers` raises."""
-    trace = trace_block(block, call, name=name, d_model=d_model)
+    return decomposed(trace_block(block, call, name=name, d_model=d_model), layer=layer)[1]
+
+
+def decomposed(trace: Trace, *, layer: int) -> tuple[Decomposition, tuple[Writer, ...]]:
+    """Return the first way to write the block's output of which every part has parameters to edit, and its writers.
+
+    Raises:
+        UserError: if there is none.
+    """
     refused: list[UserError] = []
     for found in decompositions(trace):
         try:
-            return tuple(_writer(trace, part, found, layer=layer) for part in found.coefficients)
+            return found, tuple(_writer(trace, part, found, layer=layer) for part in found.coefficients)
         except UserError as error:  # a part without parameters of its own may be made of parts that have them
             refused.append(error)
     raise refused[0]
