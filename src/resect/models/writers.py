@@ -16,7 +16,8 @@ from resect.layout import Layout
 from resect.models.decompose import Decomposition, decompositions
 from resect.models.forward import Call, model_inputs, recorded_calls, run_until
 from resect.models.load import ChatModel
-from resect.models.trace import ROWS, Trace, mixes_tokens, producers, trace_block
+from resect.models.producers import Source, producers
+from resect.models.trace import ROWS, Trace, mixes_tokens, trace_block
 
 Kind = Literal["attention", "mlp"]
 
@@ -82,14 +83,14 @@ def decomposed(trace: Trace, *, layer: int) -> tuple[Decomposition, tuple[Writer
     refused: list[UserError] = []
     for found in decompositions(trace):
         try:
-            return found, tuple(_writer(trace, part, found, layer=layer) for part in found.coefficients)
+            sources = [(part, source) for part in found.coefficients for source in producers(trace, part)]
+            return found, tuple(_writer(trace, source, part, found, layer=layer) for part, source in sources)
         except UserError as error:  # a part without parameters of its own may be made of parts that have them
             refused.append(error)
     raise refused[0]
 
 
-def _writer(trace: Trace, part: str, found: Decomposition, *, layer: int) -> Writer:
-    source = producers(trace, part)
+def _writer(trace: Trace, source: Source, part: str, found: Decomposition, *, layer: int) -> Writer:
     top = source.module.split(".")[0]
     kind: Kind = "attention" if mixes_tokens(trace, top if top in trace.calls else source.module) else "mlp"
     parameters = tuple(WriterParameter(f"{trace.name}.{source.module}.{p}", layout) for p, layout in source.parameters)
