@@ -26,7 +26,7 @@ ABOUT = {
 def materials():
     torch.manual_seed(0)
     return Materials(
-        torch.randn(3, 2, 5), torch.randn(4, 2, 5), torch.randn(2, 2, 5), torch.randn(6, 2, 5), ("deception", "coding"), (False, True)
+        torch.randn(3, 2, 5), torch.randn(4, 2, 5), torch.randn(2, 2, 5), ("deception", "coding"), (False, True)
     )
 
 

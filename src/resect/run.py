@@ -26,7 +26,7 @@ CLEANING = "resect.cleaning/1"
 MANIFEST = "manifest.json"
 UNLISTED = {MANIFEST, "timings.json"}
 """Files that are not part of what two equal runs must share."""
-MATERIALS = {"harmful": "rows", "harmless": "rows", "atoms": "atoms", "updates": "updates"}
+MATERIALS = {"harmful": "rows", "harmless": "rows", "atoms": "atoms"}
 """Files of `activations/` that materials are made of, with the tensor in each."""
 
 

@@ -12,7 +12,6 @@ from resect.evaluation.statistics import (
     holm,
     mcnemar,
     mean_of,
-    median_ratio,
     paired_bootstrap,
     perplexity,
     rate,
@@ -144,13 +143,6 @@ def test_spearman_sees_order_and_its_absence():
     assert noise.low < 0 < noise.high
 
 
-def test_median_ratio_of_planted_ratios():
-    bottom = np.random.default_rng(0).uniform(1, 5, 15)
-    got = median_ratio(3 * bottom, bottom)
-    assert (got.value, got.low, got.high) == pytest.approx((3.0, 3.0, 3.0))
-    assert median_ratio([1, 2, 30], [1, 1, 1]).value == 2.0
-
-
 def test_json_is_exactly_the_contract():
     assert Measurement(0.5, 0.1, 0.9, 4, "fraction").to_json() == {"value": 0.5, "low": 0.1, "high": 0.9, "n": 4, "unit": "fraction"}
 
@@ -169,7 +161,6 @@ def test_json_is_exactly_the_contract():
         (lambda: paired_bootstrap([], [], unit=""), "got none"),
         (lambda: holm([0.1, 1.5]), r"\[1.5\]"),
         (lambda: spearman([1, 2], [2, 1]), "at least 3 pairs"),
-        (lambda: median_ratio([1, 1], [1, 0]), "pair 1 has 0"),
         (lambda: Measurement(float("nan"), 0.0, 1.0, 3, "x"), "finite numbers"),
         (lambda: Measurement(0.5, 0.0, 1.0, 0, "x"), "n of at least 1"),
     ],

@@ -153,21 +153,6 @@ def spearman(x: Values, y: Values, *, seed: int = 0) -> Measurement:
     return _measured(value, draws, first.size, "rank correlation")
 
 
-def median_ratio(numerators: Values, denominators: Values, *, seed: int = 0) -> Measurement:
-    """Return the median over pairs of numerator / denominator with a percentile bootstrap over pairs.
-
-    Raises: UserError when there are no pairs, the lengths differ, a value is not finite or a denominator is not positive.
-    """
-    top, bottom = _pair(numerators, denominators, "ratio")
-    if (bottom <= 0).any():
-        where = int((bottom <= 0).argmax())
-        raise UserError(f"A ratio needs positive denominators, but pair {where} has {bottom[where]:g}; drop it or floor it first.")
-    ratios = top / bottom
-    return _measured(
-        float(np.median(ratios)), _resample(lambda rows: np.median(ratios[rows], axis=1), ratios.size, seed=seed), ratios.size, "ratio"
-    )
-
-
 def _rank_correlation(x: Floats, y: Floats) -> Floats:
     """Return Spearman's correlation of each row of x with the same row of y; 0 where a row is constant."""
     ranks = [stats.rankdata(side, axis=1) for side in (x, y)]

@@ -14,11 +14,11 @@ from resect.cleaning import atom_term
 from resect.config import SRAConfig
 from resect.edit.plan import EditPlan
 from resect.evaluation import drift
-from resect.evaluation.statistics import rate
+from resect.evaluation.statistics import mean_of, rate
 from resect.studies import ceilings, comparisons, curves, passes, scores, selection
 from resect.studies.arms import ARMS, Choice, Recipe, needs_energy, recipe, softnesses
 from resect.studies.behaviour import Behaviour, observe
-from resect.studies.forecast import forecast
+from resect.studies.forecast import forecast, quantities
 from resect.studies.inputs import StudyInputs, gamma_atom, near_twins
 from resect.studies.lab import Lab
 from resect.studies.materials import Materials, gather
@@ -61,6 +61,10 @@ class Bench:
         """Return an arm's direction and profile at a softness of the cleaning."""
         return recipe(ARMS[arm], self.materials, self.config, softness=softness, gamma_atom=self.gamma_atom)
 
+    def cleaned(self, lam: float) -> torch.Tensor:
+        """Return SRA's direction at a lambda, whichever arms run."""
+        return self.recipe("sra_flat", lam).vectors
+
     def chosen(self, arm: str, pick: dict[str, Any]) -> tuple[Recipe, Choice]:
         """Return an arm's recipe and choice as selection stored them."""
         choice = selection.chosen(pick)
@@ -79,7 +83,7 @@ def run(inputs: StudyInputs, config: SRAConfig, steps: Steps) -> SRAResult:
     results = {arm: steps.json(f"test_{arm}", lambda p=plan: score_plan(bench, p)) for arm, plan in {"base": EditPlan(()), **plans}.items()}
     traces = {arm: steps.json(f"curve_{arm}", lambda a=arm, p=pick: _trace(bench, a, p)) for arm, pick in picks.items()}
     lam = selection.chosen(picks[MAIN_ARM]).softness if MAIN_ARM in picks else config.lams[0]
-    cleaned = bench.recipe(MAIN_ARM, lam).vectors
+    cleaned = bench.cleaned(lam)
     return SRAResult(
         lam=lam,
         evaluation=evaluation_of(bench, results),
@@ -109,8 +113,11 @@ def _twin_ids(lab: Lab, inputs: StudyInputs, prompts: Any) -> list[list[int]]:
 
 def select_arm(bench: Bench, arm: str) -> dict[str, Any]:
     """Return what validation chose for an arm, as `selection.select` stores it."""
-    recipes = {softness: bench.recipe(arm, softness) for softness in softnesses(ARMS[arm], bench.config)}
-    return selection.select(bench.lab, recipes, bench.behaviour)
+    return selection.select(bench.lab, _recipes(bench, arm), bench.behaviour)
+
+
+def _recipes(bench: Bench, arm: str) -> dict[float, Recipe]:
+    return {softness: bench.recipe(arm, softness) for softness in softnesses(ARMS[arm], bench.config)}
 
 
 def plan_of(bench: Bench, arm: str, pick: dict[str, Any]) -> EditPlan:
@@ -160,9 +167,10 @@ def _study(
         "passes": bench.steps.json("passes", lambda: _passes(bench, picks)) if MAIN_ARM in picks else [],
         "lambda_sweep": _lambda_sweep(bench, picks),
         "decomposition": comparisons.decompose(matched, rule=config.gamma_rule),
-        "forecast": forecast(bench.materials, bench.recipe(MAIN_ARM, min(config.lams)).vectors, lam=min(config.lams)),
+        "forecast": bench.steps.json("forecast", lambda: _forecast(bench)),
         "drift_by_topic": {arm: _by_topic(bench, result) for arm, result in results.items() if arm != "base"},
         "drift_quantiles": {arm: _quantiles(result) for arm, result in results.items() if arm != "base"},
+        "twin": _to_twin(bench, picks),
         "ceilings": _ceilings(bench),
         "judges": {arm: scores.judges(result) for arm, result in results.items()},
         "verdicts": {arm: scores.verdict_counts(result) for arm, result in results.items()},
@@ -213,6 +221,17 @@ def _spectrum(bench: Bench, cleaned: torch.Tensor, lam: float) -> dict[str, Any]
     }
 
 
+def _forecast(bench: Bench) -> dict[str, Any]:
+    """Return the forecast for the raw direction and SRA at every place that validation tries; at flat strength if SRA is no arm."""
+    clean = MAIN_ARM if MAIN_ARM in bench.config.arms else "sra_flat"
+    plans = {}
+    for arm in ("standard", clean):
+        recipes = _recipes(bench, arm)
+        plans[arm] = [recipes[c.softness].plan(bench.lab.writers, c) for c in selection.grid(bench.lab, recipes)]
+    known = quantities(bench.materials, bench.cleaned(min(bench.config.lams)))
+    return forecast(bench.lab, bench.behaviour, raw=plans["standard"], clean=plans[clean], known=known)
+
+
 def _passes(bench: Bench, picks: dict[str, Any]) -> list[dict[str, Any]]:
     recipe, choice = bench.chosen(MAIN_ARM, picks[MAIN_ARM])
     return passes.run_passes(bench.lab, recipe, choice, materials=bench.materials, behaviour=bench.behaviour, reference=bench.reference)
@@ -241,6 +260,16 @@ def _by_topic(bench: Bench, result: dict[str, Any]) -> dict[str, Any]:
 def _quantiles(result: dict[str, Any]) -> dict[str, Any]:
     spread = drift.quantiles(torch.tensor(result["kl_first_token"], dtype=torch.float64))
     return {**asdict(spread), "top1_flips": rate(result["top1_flips"]).to_json()}
+
+
+def _to_twin(bench: Bench, picks: dict[str, Any]) -> dict[str, Any] | None:
+    if bench.reference.twin is None:
+        return None
+    plans = {"base": EditPlan(()), **{arm: plan_of(bench, arm, pick) for arm, pick in picks.items()}}
+    rows = bench.steps.json(
+        "kl_to_twin", lambda: {a: scores.kl_to_twin(bench.lab, bench.behaviour, bench.reference, p) for a, p in plans.items()}
+    )
+    return {arm: mean_of(row, unit="nats per token", seed=bench.config.seed).to_json() for arm, row in rows.items()}
 
 
 def _ceilings(bench: Bench) -> dict[str, Any] | None:
