@@ -20,7 +20,8 @@ RATIOS = {
     "projected/whitened": ("projected", "whitened"),
     "projected/combined": ("projected", "combined"),
 }
-GAINS = ("standard/sra", "standard/sra_flat")
+GAIN = "standard/sra"  # what the forecast is about
+DOSE = "standard/sra_flat"  # what the cleaning alone gains
 Row = Mapping[str, Any]
 
 
@@ -66,7 +67,9 @@ def summarise(rows: Sequence[Row]) -> dict[str, Any]:
                 "sra_refusal_at_most_2_percent": f"{sum(_arm(r, setting, 'sra')['refusal'] <= 0.02 for r in seeds)} of {len(seeds)} seeds",
                 "ratios_over_seeds": {name: geometric(seeds, setting, name) for name in RATIOS},
                 "ratios_over_gated": {name: geometric(gated, setting, name) for name in RATIOS},
-                "forecast_correlation": {gain: correlations(gated, setting, gain) for gain in GAINS},
+                "forecast_correlation": correlations(gated, setting),
+                "forecast_hits": hits(gated, setting),
+                "dose_response": dose_response(gated, setting),
                 "recovery_over_gated": recoveries(gated, setting),
             }
             for setting in ("any", "per_layer")
@@ -100,19 +103,50 @@ def geometric(rows: Sequence[Row], setting: str, ratio: str) -> dict[str, Any] |
     }
 
 
-def correlations(rows: Sequence[Row], setting: str, gain: str) -> dict[str, Any]:
-    """Return Spearman's rank correlation of each quantity known before any edit with the log gain."""
+def correlations(rows: Sequence[Row], setting: str) -> dict[str, Any]:
+    """Return Spearman's rank correlation of each quantity known before any edit with the log gain.
+
+    A predicted gain of None (the raw direction leads nowhere to first order) ranks above every number.
+    """
+    usable = [r["settings"][setting] for r in rows if r["settings"][setting]["ratios"].get(GAIN)]
+    gains = [math.log(s["ratios"][GAIN]) for s in usable]
     found = {}
-    usable = [r["settings"][setting] for r in rows if r["settings"][setting]["ratios"].get(gain)]
-    if len(usable) < 5:
-        return found
-    gains = [math.log(s["ratios"][gain]) for s in usable]
-    for name in usable[0]["forecast"]:
+    for name in usable[0]["forecast"] if len(usable) >= 5 else ():
         values = [s["forecast"][name] for s in usable]
-        if len(set(values)) > 2:
-            measured = spearman(values, gains)
-            found[name] = {"rho": measured.value, "low": measured.low, "high": measured.high, "n": measured.n}
+        top = 2 * max((v for v in values if v is not None), default=1.0)
+        found[name] = _rank([top if v is None else v for v in values], gains)
     return found
+
+
+def _rank(values: Sequence[float], gains: Sequence[float]) -> dict[str, Any] | None:
+    if len(set(values)) < 3:
+        return None
+    measured = spearman(values, gains)
+    return {"rho": measured.value, "low": measured.low, "high": measured.high, "n": measured.n}
+
+
+def hits(rows: Sequence[Row], setting: str) -> str:
+    """Return on how many organisms the forecast's verdict (cleaning pays or not) is the measured one."""
+    pairs = [(s["forecast"]["predicted_gain"], s["ratios"].get(GAIN)) for s in (r["settings"][setting] for r in rows)]
+    right = [(predicted is None or predicted > 1) == (gain > 1) for predicted, gain in pairs if gain]
+    return f"{sum(right)} of {len(right)}"
+
+
+def dose_response(rows: Sequence[Row], setting: str) -> dict[str, Any]:
+    """Return the cleaning's gain by entanglement over the seeds that have every value, and the rank correlation with it."""
+    sweep = dose_members(rows)
+    values = sorted({r["entanglement"] for r in sweep})
+    pairs = [(r["entanglement"], r["settings"][setting]["ratios"].get(DOSE)) for r in sweep]
+    known = [(e, math.log(gain)) for e, gain in pairs if gain]
+    return {
+        "by_value": {f"{e:g}": geometric([r for r in sweep if r["entanglement"] == e], setting, DOSE) for e in values},
+        "trend": _rank([e for e, _ in known], [g for _, g in known]) if len(known) >= 5 else None,
+    }
+
+
+def dose_members(rows: Iterable[Row]) -> list[Row]:
+    """Return the organisms of the entanglement sweep: same architecture and recipe, seeds 0 to 2."""
+    return [r for r in rows if (r["architecture"], r["tuning"]) == ("qwen3", "gated") and r["seed"] < 3]
 
 
 def recoveries(rows: Sequence[Row], setting: str) -> dict[str, Any]:
@@ -160,12 +194,11 @@ def draw(rows: Sequence[Row], folder: Path) -> None:
     import vl_convert
 
     folder.mkdir(parents=True, exist_ok=True)
-    sweep = [r for r in rows if r["architecture"] == "qwen3" and r["tuning"] == "gated" and r["seed"] < 3]
     dose = [
         {"entanglement": r["entanglement"], "gain": gain, "setting": setting, "seed": str(r["seed"])}
-        for r in sweep
+        for r in dose_members(rows)
         for setting in ("any", "per_layer")
-        if (gain := r["settings"][setting]["ratios"].get("standard/sra_flat"))
+        if (gain := r["settings"][setting]["ratios"].get(DOSE))
     ]
     points = alt.Chart(alt.Data(values=dose)).encode(
         x=alt.X("entanglement:Q", title="entanglement of form and harm in the language"),
@@ -180,14 +213,14 @@ def draw(rows: Sequence[Row], folder: Path) -> None:
         for r in rows
         if r["tuning"] == "gated"
         for setting, s in r["settings"].items()
-        if (gain := s["ratios"].get("standard/sra_flat"))
+        if (gain := s["ratios"].get(GAIN)) and s["forecast"]["predicted_gain"]
     ]
     scatter = (
         alt.Chart(alt.Data(values=known))
         .mark_point(filled=True, size=50)
         .encode(
             x=alt.X("quantity:Q", title="predicted gain, before any edit", scale=alt.Scale(type="log")),
-            y=alt.Y("gain:Q", title="KL raw / KL cleaned, at matched refusal", scale=alt.Scale(type="log")),
+            y=alt.Y("gain:Q", title="KL of standard / KL of sra, at matched refusal", scale=alt.Scale(type="log")),
             color=alt.Color("setting:N", title="direction"),
             shape=alt.Shape("group:N", title="group"),
         )
@@ -213,7 +246,7 @@ def markdown(rows: Sequence[Row], summary: Row) -> str:
     for setting, name in SETTING_NAMES.items():
         found = summary["settings"][setting]
         parts += [f"### With {name}", f"`sra` refuses at most 2 % of the test prompts on {found['sra_refusal_at_most_2_percent']}."]
-        parts += [_organisms(rows, setting), _ratio_table(found), _recovery_table(found), _forecast_table(found)]
+        parts += [_organisms(rows, setting), _ratio_table(found), _recovery_table(found), _forecast_table(found), _dose_table(found)]
     return "\n\n".join(parts)
 
 
@@ -258,10 +291,20 @@ def _recovery_table(found: Row) -> str:
 
 
 def _forecast_table(found: Row) -> str:
-    body = [
-        (gain, name, f"{rho['rho']:+.2f}", f"{rho['low']:+.2f} to {rho['high']:+.2f}", str(rho["n"]))
-        for gain, table in found["forecast_correlation"].items()
-        for name, rho in table.items()
-    ]
-    caption = "Spearman's rank correlation of quantities known before any edit with the log gain, over gated organisms:\n\n"
-    return caption + _grid(("gain", "quantity", "rho", "95 % interval", "n"), body)
+    body = [(name, *_rank_cells(rho)) for name, rho in found["forecast_correlation"].items()]
+    caption = (
+        f"Spearman's rank correlation of quantities known before any edit with the log of KL {GAIN}, over gated organisms. The forecast's "
+        f"verdict (pays or not) was right on {found['forecast_hits']}.\n\n"
+    )
+    return caption + _grid(("quantity", "rho", "95 % interval", "n"), body)
+
+
+def _rank_cells(rho: Row | None) -> tuple[str, str, str]:
+    return ("constant", "", "") if rho is None else (f"{rho['rho']:+.2f}", f"{rho['low']:+.2f} to {rho['high']:+.2f}", str(rho["n"]))
+
+
+def _dose_table(found: Row) -> str:
+    dose = found["dose_response"]
+    trend = "{} ({}, n {})".format(*_rank_cells(dose["trend"])) if dose["trend"] else "not known"
+    caption = f"Gain of the cleaning alone (KL {DOSE}) by entanglement; rank correlation with entanglement {trend}:\n\n"
+    return caption + _grid(("entanglement", "gain"), [(value, _written(ratio)) for value, ratio in dose["by_value"].items()])
