@@ -2,6 +2,8 @@
 
 import logging
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -18,8 +20,15 @@ PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "video_p
 def save_edited(model: ChatModel, out: Path, *, card: str) -> None:
     """Write network (safetensors), configuration, generation settings, tokenizer and `card` as README.md to the new folder `out`.
 
-    If the model came from a local folder, its processor files are copied. Everything is written to a hidden folder beside `out`, which
-    is renamed at the end; after a failure nothing is left.
+    If the model came from a local folder, its processor files are copied. Raises what `new_folder` raises.
+    """
+    with new_folder(out) as folder:
+        _write(model, folder, card)
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """Give a hidden folder beside `out` to write to, which becomes `out` at the end of the `with` block; after a failure nothing is left.
 
     Raises:
         UserError: if `out` exists and is not an empty folder, or cannot be written (disk full, no permission).
@@ -31,7 +40,7 @@ def save_edited(model: ChatModel, out: Path, *, card: str) -> None:
         # A run that was killed may have left one behind.
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        _write(model, partial, card)
+        yield partial
         if out.exists():
             out.rmdir()
         partial.rename(out)
