@@ -46,6 +46,7 @@ TESTED_IN: dict[str, tuple[str, tuple[str, ...]]] = {
             "report/charts_capability.py",
             "report/charts_layers.py",
             "report/figures.py",
+            "report/proof.py",
             "report/provenance.py",
             "report/svg.py",
             "report/tables.py",

@@ -12,6 +12,7 @@ import torch
 from resect import cleaning
 from resect.cleaning import atom_term
 from resect.config import SRAConfig
+from resect.edit import proof
 from resect.edit.plan import EditPlan
 from resect.evaluation import drift
 from resect.evaluation.statistics import rate
@@ -29,7 +30,10 @@ MAIN_ARM = "sra"
 
 @dataclass(frozen=True, eq=False)
 class SRAResult:
-    """A finished study: the two JSON documents, the sample rows, and the values that other stages start from."""
+    """A finished study: the two JSON documents, the sample rows, and the values that other stages start from.
+
+    `edited` is the arm whose edit the run keeps, `proof` its edit proof.
+    """
 
     evaluation: dict[str, Any]
     study: dict[str, Any]
@@ -38,6 +42,8 @@ class SRAResult:
     cleaned: torch.Tensor
     lam: float
     plans: dict[str, EditPlan]
+    edited: str
+    proof: dict[str, Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,8 +86,11 @@ def run(inputs: StudyInputs, config: SRAConfig, steps: Steps) -> SRAResult:
     traces = {arm: steps.json(f"curve_{arm}", lambda a=arm, p=pick: _trace(bench, a, p)) for arm, pick in picks.items()}
     lam = selection.chosen(picks[MAIN_ARM]).softness if MAIN_ARM in picks else config.lams[0]
     cleaned = bench.recipe(MAIN_ARM, lam).vectors
+    edited = MAIN_ARM if MAIN_ARM in plans else next(iter(plans))
     return SRAResult(
         lam=lam,
+        edited=edited,
+        proof=steps.json("edit_proof", lambda: prove_plan(bench, plans[edited])),
         evaluation=evaluation_of(bench, results),
         study=_study(bench, picks, results, traces, cleaned=cleaned, lam=lam),
         samples=_samples(bench, results),
@@ -122,6 +131,14 @@ def plan_of(bench: Bench, arm: str, pick: dict[str, Any]) -> EditPlan:
 def score_plan(bench: Bench, plan: EditPlan) -> dict[str, Any]:
     """Return an edit's test results, prompt by prompt."""
     return scores.score(bench.lab, bench.inputs, bench.behaviour, bench.reference, plan)
+
+
+def prove_plan(bench: Bench, plan: EditPlan) -> dict[str, Any]:
+    """Return the edit proof of a plan applied by hooks, as a study applies it."""
+    lab = bench.lab
+    before = proof.observe(lab.model, lab.writers, plan)
+    with lab.edited(plan):
+        return proof.prove(lab.model, lab.writers, plan, before=before).to_json()
 
 
 def _trace(bench: Bench, arm: str, pick: dict[str, Any]) -> list[dict[str, Any]]:
