@@ -13,6 +13,7 @@ from torch import Tensor
 from resect import __version__, artifacts
 from resect.config import SRAConfig, dump_toml, make_config
 from resect.edit.plan import EditPlan
+from resect.edit.proof import FILE as PROOF
 from resect.errors import UserError
 from resect.studies import sra
 from resect.studies.inputs import StudyInputs
@@ -24,7 +25,6 @@ ACTIVATIONS = "resect.activations/1"
 DIRECTIONS = "resect.directions/1"
 CLEANING = "resect.cleaning/1"
 MANIFEST = "manifest.json"
-PROOF = "edit_proof.json"
 UNLISTED = {MANIFEST, "timings.json"}
 """Files that are not part of what two equal runs must share."""
 MATERIALS = {"harmful": "rows", "harmless": "rows", "atoms": "atoms", "updates": "updates"}

@@ -19,7 +19,7 @@ from resect import artifacts
 from resect.edit.bake import edited_weight
 from resect.edit.hooks import matched
 from resect.edit.plan import EditPlan, WriterEdit
-from resect.edit.save import new_folder
+from resect.edit.save import describe, new_folder
 from resect.errors import UserError, missing_extra
 from resect.layout import OUTPUT_AXIS
 from resect.models.embeddings import tied_head
@@ -67,8 +67,8 @@ def make_adapter(model: ChatModel, writers: Sequence[Writer], plan: EditPlan) ->
     return Adapter(rank, whole, tuple(part.name for part in parts if part.factors and not part.whole), tensors, transposed)
 
 
-def save_adapter(model: ChatModel, adapter: Adapter, out: Path, *, card: str) -> None:
-    """Write an ordinary PEFT adapter folder (factors as safetensors, `adapter_config.json`, `card` as README.md), whole or not at all.
+def save_adapter(model: ChatModel, adapter: Adapter, out: Path, *, card: str, proof: Mapping[str, Any] | None = None) -> None:
+    """Write an ordinary PEFT adapter folder (factors as safetensors, `adapter_config.json`, proof, card), whole or not at all.
 
     Raises:
         UserError: peft is not installed, or `out` exists and is not an empty folder or cannot be written.
@@ -87,7 +87,7 @@ def save_adapter(model: ChatModel, adapter: Adapter, out: Path, *, card: str) ->
     with new_folder(out) as folder:
         config.save_pretrained(folder)
         artifacts.save_tensors(folder / WEIGHTS, adapter.tensors, {"format": "pt"})
-        (folder / "README.md").write_text(card, encoding="utf-8")
+        describe(folder, card=card, proof=proof)
 
 
 def with_adapter(model: ChatModel, folder: Path) -> ChatModel:

@@ -33,9 +33,9 @@ class ParameterChange:
 
 @dataclass(frozen=True)
 class Untouched:
-    """A writer without an edit, and why."""
+    """A part of the model without an edit, and why."""
 
-    writer: str
+    name: str
     reason: str
 
 

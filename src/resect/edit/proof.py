@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from resect.edit.algebra import apply_to_output, orthonormal_basis
-from resect.edit.bake import edited_weight
+from resect.edit.bake import Untouched, edited_weight
 from resect.edit.hooks import applied, matched
 from resect.edit.plan import EditPlan, WriterEdit, removal_plan
 from resect.models.embeddings import embedding_names, outside_decoder, tied_head
@@ -23,6 +23,7 @@ from resect.models.load import ChatModel
 from resect.models.writers import Writer, probe_ids
 
 FORMAT = "resect.edit_proof/1"
+FILE = "edit_proof.json"
 TOLERANCE = 1e-3
 """Largest gap between measured and expected, as a share of the writer's output, in float32."""
 HALF_TOLERANCE = 3e-2
@@ -68,14 +69,6 @@ class BlockProof:
     stream_before: float
     stream_after: float
     unlisted: float
-
-
-@dataclass(frozen=True)
-class Untouched:
-    """A part of the model that the edit leaves alone, and why."""
-
-    name: str
-    reason: str
 
 
 @dataclass(frozen=True)
