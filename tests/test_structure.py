@@ -46,6 +46,7 @@ TESTED_IN: dict[str, tuple[str, tuple[str, ...]]] = {
             "report/charts_capability.py",
             "report/charts_layers.py",
             "report/figures.py",
+            "report/proof.py",
             "report/provenance.py",
             "report/svg.py",
             "report/tables.py",
@@ -62,6 +63,7 @@ TESTED_IN: dict[str, tuple[str, tuple[str, ...]]] = {
             "report/values.py",
         ),
     ),
+    "studies/test_sra.py": ("what the steps of the study share", ("studies/bench.py",)),
     "test_readme.py": (
         "the README's commands run whole studies through them",
         (
@@ -81,7 +83,7 @@ TESTED_IN: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
 }
 # Test files about the project as a whole.
-CROSS_CUTTING = {"test_structure.py", "test_vocabulary.py", "test_readme.py"}
+CROSS_CUTTING = {"edit/test_forms.py", "test_structure.py", "test_vocabulary.py", "test_readme.py"}
 
 # Values are frozen; what has state says so here.
 STATEFUL = {

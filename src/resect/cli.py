@@ -155,21 +155,29 @@ def apply(  # noqa: PLR0913
     out: Annotated[Path, typer.Option("--out", help="New folder for the edited model.")],
     directions: Annotated[Path | None, typer.Option(help="Directions file (format resect.directions/1).")] = None,
     run: Annotated[Path | None, typer.Option("--edit", help="Run folder whose edit is applied.")] = None,
-    strength: Annotated[float | None, typer.Option(help="Strength for a directions file, 1 if unset.")] = None,
+    strength: Annotated[str | None, typer.Option(help="For a directions file: a number, 1 if unset, or attention=1,mlp=0.5.")] = None,
     layers: Annotated[str | None, typer.Option(help="Edited layers as FIRST-LAST, for a directions file.")] = None,
     source: Annotated[str | None, typer.Option(help="per_layer, or the layer whose direction is used everywhere.")] = None,
+    preserve: Annotated[str | None, typer.Option(help="Norms of the weights to keep: column, or row, which leaks.")] = None,
+    embeddings: Annotated[int | None, typer.Option(help="Edit the embeddings too, along the direction of this layer.")] = None,
+    untie: Annotated[bool, typer.Option("--untie", help="Give a tied output head its own weights before --embeddings.")] = False,  # noqa: FBT002
+    adapter: Annotated[bool, typer.Option("--adapter", help="Save a PEFT adapter instead of a whole model.")] = False,  # noqa: FBT002
     dtype: o.Dtype = "auto",
     device: o.Device = "auto",
     revision: o.Revision = None,
     trust: o.Trust = False,  # noqa: FBT002
     as_json: o.Json = False,  # noqa: FBT002
 ) -> None:
-    """Bake an edit into a model and save it as an ordinary Hugging Face folder."""
-    from resect.commands import apply, stages
+    """Write an edit into a model, or as an adapter, prove it, and save it as an ordinary folder."""
+    from resect.commands import apply, edits, stages
+    from resect.edit.plan import preserve_of
 
-    made = {"strength": strength, "layers": stages.layers(layers, option="--layers"), "source": stages.source(source)}
+    kept = None if preserve is None else preserve_of(preserve)
+    span = stages.layers(layers, option="--layers")
+    made = edits.Made(edits.strength_option(strength), span, stages.source(source), kept, embeddings)
+    form = apply.Form(adapter=adapter, untie=untie)
     load = {"dtype": dtype, "device": device, "revision": revision, "trust_remote_code": trust}
-    apply.apply(model, run=run, directions=directions, made=made, out=out, load=load, as_json=as_json)
+    apply.apply(model, run=run, directions=directions, made=made, form=form, out=out, load=load, as_json=as_json)
 
 
 @app.command()

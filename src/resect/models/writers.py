@@ -17,7 +17,7 @@ from resect.models.forward import Call, model_inputs, recorded_calls, run_until
 from resect.models.load import ChatModel
 from resect.models.trace import Trace, mixes_tokens, producers, trace_block
 
-Kind = Literal["attention", "mlp"]
+Kind = Literal["attention", "mlp", "embedding"]
 
 TOLERANCE = 1e-4  # of what the block adds, in float32: two orders above rounding, far below any real part of the sum
 _SHARE = 1e-5  # a module with a smaller share of the sum than this is not part of it
@@ -130,7 +130,7 @@ def _least_squares(target: Float[Tensor, "token d_model"], columns: dict[str, Te
 
 def _block_calls(model: ChatModel) -> list[tuple[str, nn.Module, Call]]:
     """Run the probe tokens once and return how each block was called."""
-    ids = _probe_ids(model)
+    ids = probe_ids(model)
     ones = torch.ones_like(ids)
     inputs = model_inputs(model.network, input_ids=ids, attention_mask=ones, position_ids=ones.cumsum(1) - 1)
     blocks = dict(zip(model.block_names, model.blocks, strict=True))
@@ -144,8 +144,8 @@ def _block_calls(model: ChatModel) -> list[tuple[str, nn.Module, Call]]:
     return [(name, blocks[name], calls[0][0]) for name, calls in record.items()]
 
 
-def _probe_ids(model: ChatModel) -> Tensor:
-    """Random ordinary tokens: those with a role (padding, image placeholders …) would change what runs."""
+def probe_ids(model: ChatModel) -> Tensor:
+    """Return random ordinary tokens, [row, token]: those with a role (padding, image placeholders …) would change what runs."""
     config = model.network.config.to_dict()
     roles = {v for k, v in config.items() if k.endswith(("token_id", "token_index")) and isinstance(v, int)}
     vocab = cast(nn.Embedding, model.network.get_input_embeddings()).weight.shape[0]

@@ -112,8 +112,13 @@ def random_does_it(run: RunFolder) -> bool:
 def warnings(run: RunFolder) -> tuple[Warn, ...]:
     """Return every reason to distrust the headline that the data themselves give, the loudest first."""
     quiet = (_control_missing(run), _covert_warning(run), _infeasible_warning(run), _judge_warning(run))
-    loud = _random_warning(run)
-    return (*((Warn(loud, loud=True),) if loud else ()), *(Warn(text) for text in quiet if text))
+    loud = (_proof_warning(run), _random_warning(run))
+    return (*(Warn(text, loud=True) for text in loud if text), *(Warn(text) for text in quiet if text))
+
+
+def _proof_warning(run: RunFolder) -> str | None:
+    faults = run.proof.get("faults") or []
+    return f"The edit proof of this run fails: {' '.join(map(str, faults))}" if faults else None
 
 
 def _control_missing(run: RunFolder) -> str | None:

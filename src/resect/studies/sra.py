@@ -16,12 +16,11 @@ from resect.edit.plan import EditPlan
 from resect.evaluation import drift
 from resect.evaluation.statistics import mean_of, rate
 from resect.studies import ceilings, comparisons, curves, passes, scores, selection
-from resect.studies.arms import ARMS, Choice, Recipe, needs_energy, recipe, softnesses
-from resect.studies.behaviour import Behaviour, observe
+from resect.studies.arms import ARMS
+from resect.studies.bench import Bench, plan_of, prepare, prove_plan, recipes, score_plan, select_arm, twin_ids
 from resect.studies.forecast import forecast, quantities
-from resect.studies.inputs import StudyInputs, gamma_atom, near_twins
-from resect.studies.lab import Lab
-from resect.studies.materials import Materials, gather
+from resect.studies.inputs import StudyInputs, near_twins
+from resect.studies.materials import Materials
 from resect.studies.steps import Steps
 
 MAIN_ARM = "sra"
@@ -29,7 +28,10 @@ MAIN_ARM = "sra"
 
 @dataclass(frozen=True, eq=False)
 class SRAResult:
-    """A finished study: the two JSON documents, the sample rows, and the values that other stages start from."""
+    """A finished study: the two JSON documents, the sample rows, and the values that other stages start from.
+
+    `edited` is the arm whose edit the run keeps, `proof` its edit proof.
+    """
 
     evaluation: dict[str, Any]
     study: dict[str, Any]
@@ -38,37 +40,8 @@ class SRAResult:
     cleaned: torch.Tensor
     lam: float
     plans: dict[str, EditPlan]
-
-
-@dataclass(frozen=True, eq=False)
-class Bench:
-    """What all steps share: the model with its behaviour and materials, and what edits of it are compared with."""
-
-    lab: Lab
-    inputs: StudyInputs
-    behaviour: Behaviour
-    materials: Materials
-    reference: scores.Reference
-    steps: Steps
-    gamma_atom: str
-
-    @property
-    def config(self) -> SRAConfig:
-        """The settings of the study."""
-        return self.lab.config
-
-    def recipe(self, arm: str, softness: float) -> Recipe:
-        """Return an arm's direction and profile at a softness of the cleaning."""
-        return recipe(ARMS[arm], self.materials, self.config, softness=softness, gamma_atom=self.gamma_atom)
-
-    def cleaned(self, lam: float) -> torch.Tensor:
-        """Return SRA's direction at a lambda, whichever arms run."""
-        return self.recipe("sra_flat", lam).vectors
-
-    def chosen(self, arm: str, pick: dict[str, Any]) -> tuple[Recipe, Choice]:
-        """Return an arm's recipe and choice as selection stored them."""
-        choice = selection.chosen(pick)
-        return self.recipe(arm, choice.softness), choice
+    edited: str
+    proof: dict[str, Any]
 
 
 def run(inputs: StudyInputs, config: SRAConfig, steps: Steps) -> SRAResult:
@@ -84,8 +57,11 @@ def run(inputs: StudyInputs, config: SRAConfig, steps: Steps) -> SRAResult:
     traces = {arm: steps.json(f"curve_{arm}", lambda a=arm, p=pick: _trace(bench, a, p)) for arm, pick in picks.items()}
     lam = selection.chosen(picks[MAIN_ARM]).softness if MAIN_ARM in picks else config.lams[0]
     cleaned = bench.cleaned(lam)
+    edited = MAIN_ARM if MAIN_ARM in plans else next(iter(plans))
     return SRAResult(
         lam=lam,
+        edited=edited,
+        proof=steps.json("edit_proof", lambda: prove_plan(bench, plans[edited])),
         evaluation=evaluation_of(bench, results),
         study=_study(bench, picks, results, traces, cleaned=cleaned, lam=lam),
         samples=_samples(bench, results),
@@ -93,42 +69,6 @@ def run(inputs: StudyInputs, config: SRAConfig, steps: Steps) -> SRAResult:
         cleaned=cleaned,
         plans=plans,
     )
-
-
-def prepare(inputs: StudyInputs, config: SRAConfig, steps: Steps) -> Bench:
-    """Return the bench: the base observed, the materials gathered; raises what `run` raises."""
-    lab = Lab(inputs.model, config)
-    atom = gamma_atom(inputs, config) if needs_energy(config) else ""
-    behaviour = observe(lab, inputs, steps)
-    materials = gather(lab, inputs, behaviour, steps)
-    twin_ids = None
-    if inputs.twin is not None:
-        twin_ids = steps.json("twin_test", lambda: _twin_ids(lab, inputs, inputs.harmful.test))
-    return Bench(lab, inputs, behaviour, materials, scores.reference(lab, inputs, behaviour, twin_ids), steps, atom)
-
-
-def _twin_ids(lab: Lab, inputs: StudyInputs, prompts: Any) -> list[list[int]]:
-    return [list(r.ids) for r in lab.respond(prompts, max_new_tokens=lab.config.max_new_tokens, model=inputs.twin)]
-
-
-def select_arm(bench: Bench, arm: str) -> dict[str, Any]:
-    """Return what validation chose for an arm, as `selection.select` stores it."""
-    return selection.select(bench.lab, _recipes(bench, arm), bench.behaviour)
-
-
-def _recipes(bench: Bench, arm: str) -> dict[float, Recipe]:
-    return {softness: bench.recipe(arm, softness) for softness in softnesses(ARMS[arm], bench.config)}
-
-
-def plan_of(bench: Bench, arm: str, pick: dict[str, Any]) -> EditPlan:
-    """Return the edit that validation chose for an arm."""
-    recipe, choice = bench.chosen(arm, pick)
-    return recipe.plan(bench.lab.writers, choice)
-
-
-def score_plan(bench: Bench, plan: EditPlan) -> dict[str, Any]:
-    """Return an edit's test results, prompt by prompt."""
-    return scores.score(bench.lab, bench.inputs, bench.behaviour, bench.reference, plan)
 
 
 def _trace(bench: Bench, arm: str, pick: dict[str, Any]) -> list[dict[str, Any]]:
@@ -226,8 +166,8 @@ def _forecast(bench: Bench) -> dict[str, Any]:
     clean = MAIN_ARM if MAIN_ARM in bench.config.arms else "sra_flat"
     plans = {}
     for arm in ("standard", clean):
-        recipes = _recipes(bench, arm)
-        plans[arm] = [recipes[c.softness].plan(bench.lab.writers, c) for c in selection.grid(bench.lab, recipes)]
+        made = recipes(bench, arm)
+        plans[arm] = [made[c.softness].plan(bench.lab.writers, c) for c in selection.grid(bench.lab, made)]
     known = quantities(bench.materials, bench.cleaned(min(bench.config.lams)))
     return forecast(bench.lab, bench.behaviour, raw=plans["standard"], clean=plans[clean], known=known)
 
@@ -244,10 +184,10 @@ def _lambda_sweep(bench: Bench, picks: dict[str, Any]) -> list[dict[str, Any]]:
     choice, raw = selection.chosen(picks[MAIN_ARM]), bench.materials.raw
     rows = []
     for lam in sorted(bench.config.lam_sweep):
-        recipes = {lam: bench.recipe(MAIN_ARM, lam)}
+        made = {lam: bench.recipe(MAIN_ARM, lam)}
         tried = replace(choice, softness=lam)
-        figures = bench.steps.json(f"lambda_{lam:g}", lambda r=recipes, c=tried: selection.figures(bench.lab, r, c, bench.behaviour))
-        cosine = torch.nn.functional.cosine_similarity(recipes[lam].vectors, raw, dim=-1).mean().item()
+        figures = bench.steps.json(f"lambda_{lam:g}", lambda r=made, c=tried: selection.figures(bench.lab, r, c, bench.behaviour))
+        cosine = torch.nn.functional.cosine_similarity(made[lam].vectors, raw, dim=-1).mean().item()
         rows.append({"lambda": lam, **figures, "cosine_with_raw": cosine})
     return rows
 
@@ -278,7 +218,7 @@ def _ceilings(bench: Bench) -> dict[str, Any] | None:
         return None
     lab, behaviour, reference = bench.lab, bench.behaviour, bench.reference
     validation = bench.inputs.harmful.validation
-    twin_validation = lab.read(validation.prompts, bench.steps.json("twin_validation", lambda: _twin_ids(lab, bench.inputs, validation)))
+    twin_validation = lab.read(validation.prompts, bench.steps.json("twin_validation", lambda: twin_ids(lab, bench.inputs, validation)))
     return bench.steps.json(
         "ceilings",
         lambda: {
