@@ -37,6 +37,8 @@ def figures(evaluation: Row, study: Row) -> dict[str, Any]:
             "recovery": entry["recovery"]["value"],
             "echo": study["judges"][arm]["refusal_rate_echo"]["value"],
             "kl_matched": matched.get(arm),
+            "kl_top_share": _top_share(study["drift_quantiles"].get(arm)),
+            "kl_to_twin": study["twin"][arm]["value"],
             "choice": {k: study["arms"][arm][k] for k in ("source", "strength", "softness")} if arm in study["arms"] else None,
         }
         for arm, entry in evaluation["arms"].items()
@@ -49,6 +51,11 @@ def figures(evaluation: Row, study: Row) -> dict[str, Any]:
         "ceilings": study["ceilings"],
         "passes": [{k: p[k] for k in ("pass", "refusal_rate", "recovery", "r_squared", "stopped")} for p in study["passes"]],
     }
+
+
+def _top_share(spread: Row | None) -> float | None:
+    """Return which share of the KL over all prompts the worst prompt has."""
+    return spread["max"] / (spread["mean"] * spread["n"]) if spread and spread["mean"] > 0 else None
 
 
 def _ratio(matched: Mapping[str, float | None], a: str, b: str) -> float | None:
@@ -150,10 +157,15 @@ def dose_members(rows: Iterable[Row]) -> list[Row]:
 
 
 def recoveries(rows: Sequence[Row], setting: str) -> dict[str, Any]:
-    """Return mean recovery, refusal and echo by arm over organisms."""
+    """Return the means over organisms of recovery, refusal, echo, KL to the twin and the worst prompt's share of the KL, by arm."""
     arms = rows[0]["settings"][setting]["arms"] if rows else {}
-    keys = ("recovery", "refusal", "echo")
-    return {arm: {k: sum(_arm(r, setting, arm)[k] for r in rows) / len(rows) for k in keys} for arm in arms}
+    keys = ("recovery", "refusal", "echo", "kl_to_twin", "kl_top_share")
+    return {arm: {k: _mean(_arm(r, setting, arm)[k] for r in rows) for k in keys} for arm in arms}
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [v for v in values if v is not None]
+    return sum(known) / len(known) if known else None
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -286,8 +298,16 @@ def _written(ratio: Row | None) -> str:
 
 
 def _recovery_table(found: Row) -> str:
-    body = [(arm, *(f"{v[k]:.1%}" for k in ("refusal", "recovery", "echo"))) for arm, v in found["recovery_over_gated"].items()]
-    return "Means over gated organisms:\n\n" + _grid(("arm", "refused", "recovery", "echo of refusals"), body)
+    body = [
+        (arm, *(f"{v[k]:.1%}" for k in ("refusal", "recovery", "echo")), f"{v['kl_to_twin']:.2g}", _share(v["kl_top_share"]))
+        for arm, v in found["recovery_over_gated"].items()
+    ]
+    head = ("arm", "refused", "recovery", "echo of refusals", "KL to the twin", "worst prompt's share of KL")
+    return "Means over gated organisms (KL to the twin in nats per token along its answers to harmful prompts):\n\n" + _grid(head, body)
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.0%}"
 
 
 def _forecast_table(found: Row) -> str:
