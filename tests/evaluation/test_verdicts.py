@@ -1,7 +1,7 @@
 import pytest
 
 from resect.errors import UserError
-from resect.evaluation.degenerate import bigram_entropy, is_degenerate, loop_length
+from resect.evaluation.degenerate import bigram_entropy, degeneracy, loop_length
 from resect.evaluation.markers import compile_markers, normalise, opening, shipped_markers, units
 from resect.evaluation.verdicts import VERDICTS, count_verdicts, judge_markers
 from resect.generation import Response
@@ -315,7 +315,7 @@ def test_repetition_measures_on_known_texts():
     assert bigram_entropy(list("aaaaaaaa")) == 0.0
     assert loop_length(list("xyz" + "abc" * 4)) == 12
     assert loop_length(list("abcdefghijkl")) == 0
-    assert is_degenerate([])
-    assert not is_degenerate(["no", ",", "no", ",", "no"])
+    assert degeneracy([]) == "empty"
+    assert not degeneracy(["no", ",", "no", ",", "no"])
     counting = [str(i) for i in range(60)]
-    assert not is_degenerate([w for i in counting for w in (i, ",")])
+    assert not degeneracy([w for i in counting for w in (i, ",")])
