@@ -22,6 +22,11 @@ PIXTRAL = {"model_type": "pixtral", "hidden_size": 16, "num_hidden_layers": 1, "
 PIXTRAL |= {"patch_size": 4, "image_size": 16}
 SIGLIP = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "patch_size": 4, "image_size": 16}
 GEMMA = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}
+GEMMA3N = {"num_kv_shared_layers": 0, "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 260, "laurel_rank": 8}
+GEMMA3N |= {"activation_sparsity_pattern": [0.5, 0.0]}
+DEEPSEEK = {"q_lora_rank": 8, "o_lora_rank": 8, "index_n_heads": 4, "index_head_dim": 8, "index_topk": 2, "sliding_window": 8}
+DEEPSEEK |= {"num_key_value_heads": 1, "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+DEEPSEEK |= {"layer_types": ["heavily_compressed_attention", "compressed_sparse_attention"], "mlp_layer_types": ["moe", "moe"]}
 
 FAMILIES = (
     "qwen3",
@@ -89,6 +94,8 @@ def tiny_config(family):
         "qwen3_vl": lambda: t.Qwen3VLConfig(text_config=TEXT | MROPE, vision_config=VISION | {"deepstack_visual_indexes": [0, 1]}),
         "qwen3_5": lambda: t.Qwen3_5TextConfig(**TEXT | HYBRID),
         "qwen3_5_vl": lambda: t.Qwen3_5Config(text_config=TEXT | HYBRID, vision_config=VISION),
+        "gemma3n": lambda: t.Gemma3nTextConfig(**TEXT | GEMMA | GEMMA3N),
+        "deepseek_v4": lambda: t.DeepseekV4Config(**TEXT | DEEPSEEK),
         "qwen3_5_moe": lambda: t.Qwen3_5MoeTextConfig(**TEXT | HYBRID | EXPERTS, shared_expert_intermediate_size=16),
     }
     return configs[family]()

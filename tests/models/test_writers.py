@@ -2,8 +2,13 @@ import pytest
 import torch
 from torch import nn
 
+from resect.edit.bake import bake
+from resect.edit.plan import make_plan
 from resect.errors import UserError
-from resect.models.writers import TOLERANCE, find_writers
+from resect.models.decompose import TOLERANCE, added, decompositions
+from resect.models.forward import first_tensor, recorded_calls
+from resect.models.trace import trace_block
+from resect.models.writers import find_writers
 
 MOE = {"mixtral", "qwen2_moe", "qwen3_moe", "gpt_oss", "qwen3_5_moe"}
 POST_NORM = {"gemma2", "gemma3", "gemma3_vl", "olmo2"}
@@ -80,6 +85,67 @@ def test_a_block_that_does_not_add_up_is_refused_by_name(tiny, size):
         UserError, match=r"Block model\.layers\.1 \(LlamaDecoderLayer\) adds something .* relative gap [\d.]+e-0\d, allowed 1e-04"
     ):
         find_writers(model)
+
+
+def token_gate(x):
+    return torch.sigmoid(x[..., :1] - x[..., 1:2])
+
+
+def gated_forward(block, gate):
+    """Return a forward pass in which every token weighs the stream and what is written to it anew."""
+
+    def forward(hidden_states, **kwargs):
+        attention = first_tensor(block.self_attn(hidden_states=block.input_layernorm(hidden_states), **kwargs))
+        middle = gate(hidden_states) * hidden_states + gate(-hidden_states) * attention
+        return middle * 0.7 + gate(middle) * block.mlp(block.post_attention_layernorm(middle))
+
+    return forward
+
+
+def adds_along(model, direction):
+    """What the blocks add along a direction, by their own decomposition."""
+    found = []
+    ids = torch.arange(20, 60).view(2, 20)
+    with recorded_calls(dict(zip(model.block_names, model.blocks, strict=True))) as record, torch.no_grad():
+        model.network(input_ids=ids, use_cache=False)
+    for name, block in zip(model.block_names, model.blocks, strict=True):
+        trace = trace_block(block, record[name][0][0], name=name, d_model=model.d_model)
+        found.append(added(trace, next(iter(decompositions(trace)))) @ direction.double())
+    return torch.cat([f.flatten() for f in found])
+
+
+def assert_edit_removes_what_is_added(model, writers):
+    direction = torch.nn.functional.normalize(torch.randn(model.d_model), dim=0)
+    before = adds_along(model, direction)
+    bake(model, writers, make_plan(writers, direction.expand(len(model.blocks), 1, -1), torch.ones(len(model.blocks))))
+    assert adds_along(model, direction).norm() < 1e-5 * before.norm()
+
+
+def test_blocks_that_weigh_each_token_anew(tiny):
+    model = tiny("llama")
+    for block in model.blocks:
+        block.forward = gated_forward(block, token_gate)
+    writers = find_writers(model)
+    assert [(w.layer, w.kind, w.mixed) for w in writers] == [(i, k, True) for i in (0, 1) for k in ("attention", "mlp")]
+    assert all(w.error < TOLERANCE / 10 for w in writers)
+    assert_edit_removes_what_is_added(model, writers)
+
+
+def test_blocks_that_weigh_each_feature_anew_are_refused(tiny):
+    model = tiny("llama")
+    model.blocks[0].forward = gated_forward(model.blocks[0], torch.sigmoid)
+    with pytest.raises(UserError, match=r"Block model\.layers\.0 \(LlamaDecoderLayer\) adds something"):
+        find_writers(model)
+
+
+@pytest.mark.parametrize(("name", "per_layer"), [("gemma3n", 4), ("deepseek_v4", 2)])
+def test_several_residual_streams(tiny, name, per_layer):
+    model = tiny(name)
+    writers = find_writers(model)
+    assert [w.layer for w in writers] == [layer for layer in range(len(model.blocks)) for _ in range(per_layer)]
+    assert all(w.mixed and w.error < TOLERANCE / 10 for w in writers)
+    assert all((w.gain is not None) == (name == "gemma3n") for w in writers)
+    assert_edit_removes_what_is_added(model, writers)
 
 
 class Squared(nn.Module):

@@ -84,10 +84,14 @@ def _arguments(kind: type[nn.Module]) -> frozenset[str]:
 def run_until(
     network: nn.Module, last: nn.Module, inputs: Mapping[str, Any], *, hooks: Mapping[nn.Module, Callable[[Tensor], None]]
 ) -> None:
-    """Run the network up to and including block `last`; each hook gets the output of its block. No logits are computed."""
+    """Run the network up to and including block `last`; each hook gets the output of its block. No logits are computed.
+
+    Of a block with several residual streams hooks get the mean of the streams, [row, token, d_model].
+    """
+    shape = inputs["input_ids"].shape
 
     def observer(act: Callable[[Tensor], None]) -> Callable[..., None]:
-        return lambda _module, _args, output: act(first_tensor(output))
+        return lambda _module, _args, output: act(_one_stream(first_tensor(output), shape))
 
     def stop(_module: nn.Module, _args: Any, _output: Any) -> None:
         raise _Stop
@@ -142,6 +146,12 @@ def replay(module: nn.Module, call: Call, *, state: Mapping[str, Tensor] | None 
     args, kwargs = _floated(call.args), _floated(dict(call.kwargs))
     with torch.no_grad():
         return first_tensor(functional_call(module, dict(state), args, kwargs))
+
+
+def _one_stream(hidden: Tensor, shape: torch.Size) -> Tensor:
+    if hidden.ndim == 3:
+        return hidden
+    return hidden.mean(0 if hidden.shape[1:3] == shape else 2)
 
 
 def float_state(module: nn.Module) -> dict[str, Tensor]:

@@ -134,7 +134,7 @@ def find_blocks(network: PreTrainedModel) -> tuple[str, ...]:
         for name, module in network.named_modules()
         if isinstance(module, nn.ModuleList) and len(module) == count and _inside(module, decoder) and all(map(_is_block, module))
     ]
-    outermost = [name for name in fits if not any(name.startswith(f"{other}.") for other in fits)]
+    outermost = [name for name in fits if name.count(".") == min(other.count(".") for other in fits)]
     if len(outermost) != 1:
         lists = [f"{name} ({len(m)})" for name, m in network.named_modules() if isinstance(m, nn.ModuleList)]
         found = ", ".join(outermost) if outermost else f"none; all module lists: {', '.join(lists) or 'none'}"

@@ -12,28 +12,40 @@ from resect.errors import UserError
 from resect.layout import LAYOUT_OF, OUTPUT_AXIS, Layout
 from resect.models.forward import Call, as_float32, first_tensor, float_state, recorded_calls, replay
 
+ROWS = 2  # rows of tokens in a probe
 _EQUAL = 1e-6  # relative: the same numbers, up to the rounding of an identity
 _LINEAR = 1e-5  # relative: the same numbers computed in another order
 
 
 @dataclass(frozen=True, eq=False)
 class Trace:
-    """A block replayed in float32; tensors as [token, d_model] in float64 on the CPU, names relative to the block."""
+    """A block replayed in float32; streams and outputs in float64 on the CPU, names relative to the block.
+
+    `before` and `after` are the residual streams that go in and come out: one, but for blocks that keep several side by side.
+    """
 
     name: str
     block: nn.Module
-    delta: Float[Tensor, "token d_model"]
+    before: Float[Tensor, "stream token d_model"]
+    after: Float[Tensor, "stream token d_model"]
     calls: dict[str, Call] = field(repr=False)
     inputs: dict[str, Tensor] = field(repr=False)
     outputs: dict[str, Tensor] = field(repr=False)
 
-    def children(self) -> list[str]:
-        """Direct children with an output of the stream's shape; of those with equal outputs (dropout at evaluation) the first."""
-        return self._distinct([name for name, _ in self.block.named_children() if name in self.outputs])
+    def frontiers(self) -> list[list[str]]:
+        """Return modules with an output of the stream's shape: the direct children, then one level deeper, down to the leaves.
 
-    def leaves(self) -> list[str]:
-        """The same for modules without children, at any depth."""
-        return self._distinct([n for n, m in self.block.named_modules() if n in self.outputs and not any(True for _ in m.children())])
+        A module without children stays on every level below its own. Of modules with equal outputs (dropout at evaluation) the first.
+        """
+        levels = {name: name.count(".") for name, _ in self.block.named_modules() if name}
+        leaf = {name: next(self.block.get_submodule(name).children(), None) is None for name in levels}
+        found: list[list[str]] = []
+        for depth in range(max(levels.values(), default=0) + 1):
+            here = [n for n, level in levels.items() if n in self.outputs and (level == depth or (leaf[n] and level < depth))]
+            here = self._distinct(here)
+            if here not in found:
+                found.append(here)
+        return found
 
     def _distinct(self, names: list[str]) -> list[str]:
         kept: list[str] = []
@@ -55,16 +67,15 @@ class Source:
 def trace_block(block: nn.Module, call: Call, *, name: str, d_model: int) -> Trace:
     """Return what every module of the block takes in and puts out; modules that run more than once or not at all are left out."""
     modules = {n: m for n, m in block.named_modules() if n}
-    start = call.hidden()
+    start = _streams(call.hidden().float(), d_model)
     with recorded_calls(modules) as record:
         output = replay(block, call)
-    tokens = start.numel() // d_model
+    tokens = start.shape[1]
     once = {n: runs[0] for n, runs in record.items() if len(runs) == 1}
     outputs = {n: _rows(out, d_model) for n, (_, out) in once.items() if _is_stream(out, tokens, d_model)}
     inputs = {n: _rows(c.hidden(), c.hidden().shape[-1]) for n, (c, _) in once.items() if _has_hidden(c)}
     calls = {n: c for n, (c, _) in once.items()}
-    delta = _rows(output, d_model) - _rows(start.float(), d_model)
-    return Trace(name, block, delta, calls, inputs, outputs)
+    return Trace(name, block, start, _streams(output, d_model), calls, inputs, outputs)
 
 
 def producers(trace: Trace, part: str) -> Source:
@@ -156,8 +167,22 @@ def _through_scale(trace: Trace, origin: str) -> tuple[str, Tensor | None] | Non
     return source, _exact_gain(trace.block.get_submodule(origin), gain).float()
 
 
+def is_gain_of_streams(trace: Trace, module: str) -> bool:
+    """Return whether a module only scales tokens and features of a combination of the streams that go into the block."""
+    x, y = trace.inputs.get(module), trace.outputs[module]
+    if x is None or x.shape != y.shape:
+        return False
+    basis = trace.before.permute(1, 2, 0)
+    numbers = torch.linalg.lstsq(basis, x[..., None], driver="gelsd").solution
+    return same((basis @ numbers)[..., 0], x, tolerance=_LINEAR) and _feature_gain(x, y) is not None
+
+
 def _feature_gain(x: Float[Tensor, "token d_model"], y: Float[Tensor, "token d_model"]) -> Tensor | None:
     """Return g with y[t, i] = s[t] g[i] x[t, i] for some s, None if there is none: alternating least squares, started at RMS."""
+    some = x.norm(dim=1) > 0  # sparse activations leave tokens with nothing
+    if bool(y[~some].any()) or not bool(some.any()):
+        return None
+    x, y = x[some], y[some]
     scale = x.square().mean(1, keepdim=True).rsqrt()
     gain = torch.ones_like(x[0])
     for _ in range(50):
@@ -183,7 +208,7 @@ def _responding(trace: Trace, origin: str) -> tuple[tuple[str, Layout], ...]:
     """
     module, call = trace.block.get_submodule(origin), trace.calls[origin]
     state = float_state(module)
-    u = torch.randn(trace.delta.shape[1], generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    u = torch.randn(trace.before.shape[2], generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     u = u / u.norm()
     before = trace.outputs[origin]
 
@@ -228,6 +253,13 @@ def _reflected(value: Tensor, layout: Layout, u: Tensor) -> Tensor:
 
 def _rows(value: Any, width: int) -> Tensor:
     return first_tensor(value).detach().reshape(-1, width).cpu().double()
+
+
+def _streams(value: Tensor, d_model: int) -> Float[Tensor, "stream token d_model"]:
+    """Return hidden states as one stream or, from four axes, as several: [stream, row, token, d_model] or [row, token, stream, d_model]."""
+    if value.ndim == 4 and value.shape[1] != ROWS:
+        value = value.movedim(2, 0)
+    return value.detach().cpu().double().reshape(len(value) if value.ndim == 4 else 1, -1, d_model)
 
 
 def _is_stream(output: Any, tokens: int, d_model: int) -> bool:

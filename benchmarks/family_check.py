@@ -1,0 +1,259 @@
+"""One tiny random family through every form of one edit: found and proven, by hooks, baked, written to disk, as an adapter."""
+
+import importlib.util
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import families
+import torch
+from torch import Tensor
+from transformers import CONFIG_MAPPING, PreTrainedModel
+
+from resect.edit.bake import bake
+from resect.edit.hooks import applied
+from resect.edit.plan import EditPlan, make_plan
+from resect.edit.save import save_edited
+from resect.errors import UserError
+from resect.models.decompose import added, decompositions
+from resect.models.forward import first_tensor, model_inputs, recorded_calls
+from resect.models.load import ChatModel, load_model, wrap
+from resect.models.trace import trace_block
+from resect.models.writers import Writer, find_writers
+from resect.organism import words
+from resect.organism.tokenizer import make_tokenizer
+
+FORMS = ("proof", "hook", "bake", "stream", "adapter")
+FORM_TOLERANCE = 1e-5  # relative error of logits between two forms of the same edit
+LEFT_TOLERANCE = 1e-6  # of what a block added along the direction before
+SEEN = 1e-3  # an edit must change the logits by more than this, else equal logits would say nothing
+
+
+class NotBuilt(Exception):
+    """The family is no decoder that runs on text alone, or cannot be made here; the message says why."""
+
+
+class Failed(Exception):
+    """A property that does not hold."""
+
+
+@dataclass
+class Row:
+    """What came out for one family. `status` is passed, failed, refused (by resect, with its reason) or not built."""
+
+    name: str
+    kind: str = ""
+    network: str = ""
+    status: str = "passed"
+    reason: str = ""
+    forms: dict[str, str] = field(default_factory=dict)
+    figures: dict[str, float] = field(default_factory=dict)
+    writers: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A family with its edit: one random direction removed everywhere (gamma 1), and the logits before and under hooks."""
+
+    model: ChatModel
+    writers: tuple[Writer, ...]
+    direction: Tensor
+    plan: EditPlan
+    base: Tensor
+    hooked: Tensor
+
+
+def check(name: str) -> dict[str, Any]:
+    """Return the row of a family; whatever goes wrong is in it, nothing is raised."""
+    row = Row(name)
+    try:
+        _check(row)
+    except NotBuilt as error:
+        row.status, row.reason = "not built", one_line(error)
+    except UserError as error:
+        row.status, row.reason = "refused", one_line(error)
+    except Failed as error:
+        row.status, row.reason = "failed", one_line(error)
+    except Exception as error:  # noqa: BLE001 (a family that crashes is a row of the table)
+        row.status, row.reason = "failed", f"{type(error).__name__}: {one_line(error)}"
+    return asdict(row)
+
+
+def one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def _check(row: Row) -> None:
+    network, row.kind = _built(row.name)
+    row.network = type(network).__name__
+    model = wrap(network, make_tokenizer((*words.SPECIAL, *map(str, range(100)))), name=row.name)
+    row.forms["proof"] = "refused"
+    writers = find_writers(model)
+    row.figures["mixed"] = float(any(w.mixed for w in writers))
+    if {w.layer for w in writers} != set(range(len(model.blocks))):
+        raise Failed(f"writers in layers {sorted({w.layer for w in writers})} of {len(model.blocks)} only")
+    row.forms["proof"] = "passed"
+    row.figures["proof"] = max(w.error for w in writers)
+    row.writers = sorted({_shape_of(w) for w in writers})
+    case = _case(model, writers)
+    steps: dict[str, Callable[[Case, Row], None]] = {"hook": _hook, "adapter": _adapter, "bake": _bake, "stream": _stream}
+    for form, step in steps.items():
+        row.forms[form] = "failed"
+        missing = _MISSING.get(form)
+        if missing and importlib.util.find_spec(missing) is None:
+            row.forms[form] = "not tried"
+            continue
+        step(case, row)
+        row.forms[form] = "passed"
+
+
+_MISSING = {"adapter": "resect.edit.adapter"}
+
+
+def _built(name: str) -> tuple[PreTrainedModel, str]:
+    """Return network and kind if it is a decoder that runs on text alone.
+
+    Raises:
+        NotBuilt: for half of an encoder-decoder, an encoder, or whatever building or running on text raises.
+    """
+    own = vars(CONFIG_MAPPING[name])
+    if CONFIG_MAPPING[name].__dataclass_fields__["is_encoder_decoder"].default:
+        raise NotBuilt("an encoder-decoder")
+    if "add_cross_attention" in own.get("__annotations__", {}) and "is_decoder" in own.get("__annotations__", {}):
+        raise NotBuilt("an encoder, or the decoder half of an encoder-decoder, which becomes a language model only on request")
+    try:
+        network, kind = families.build(name)
+    except Exception as error:
+        raise NotBuilt(f"its tiny configuration cannot be built: {one_line(error)}") from error
+    try:
+        if not bool(torch.isfinite(logits(network)).all()):
+            raise NotBuilt("random weights give NaN or infinity")
+    except NotBuilt:
+        raise
+    except Exception as error:
+        raise NotBuilt(f"it does not run on text alone: {one_line(error)}") from error
+    return network, kind
+
+
+def logits(network: torch.nn.Module) -> Tensor:
+    """Return the logits of two rows of fixed tokens, [row, token, vocabulary]."""
+    ids = torch.randint(20, 200, (2, 24), generator=torch.Generator().manual_seed(7))
+    ones = torch.ones_like(ids)
+    with torch.no_grad():
+        inputs = model_inputs(network, input_ids=ids, attention_mask=ones, position_ids=ones.cumsum(1) - 1)
+        # As a tuple: llama4's own output class does not fit its text side in transformers 5.24.
+        return network(**inputs, return_dict=False)[0].double()
+
+
+def _case(model: ChatModel, writers: tuple[Writer, ...]) -> Case:
+    direction = torch.randn(model.d_model, generator=torch.Generator().manual_seed(11))
+    layers = len(model.blocks)
+    plan = make_plan(writers, direction.expand(layers, 1, -1), torch.ones(layers))
+    base = logits(model.network)
+    with applied(model, writers, plan):
+        hooked = logits(model.network)
+    return Case(model, writers, direction, plan, base, hooked)
+
+
+def _hook(case: Case, row: Row) -> None:
+    seen = _relative(case.base, case.hooked)
+    if seen < SEEN:
+        raise Failed(f"the edit changes the logits by {seen:.1e} only")
+    if not torch.equal(logits(case.model.network), case.base):
+        raise Failed("hooks left a trace")
+    row.figures["hook_left"] = _left(case, lambda: applied(case.model, case.writers, case.plan))
+    _at_most("left after hooks", row.figures["hook_left"], LEFT_TOLERANCE)
+
+
+def _bake(case: Case, row: Row) -> None:
+    network = case.model.network
+    before = _adds(case)
+    original = {name: value.clone() for name, value in network.state_dict().items()}
+    bake(case.model, case.writers, case.plan)
+    _same_logits(row, "bake", logits(network), case.hooked)
+    after = _adds(case)
+    row.figures["bake_left"] = max(float(a.norm() / b.norm()) for a, b in zip(after, before, strict=True))
+    _at_most("left after baking", row.figures["bake_left"], LEFT_TOLERANCE)
+    edited = {p.name for w in case.writers for p in w.parameters}
+    for name, value in network.state_dict().items():
+        if torch.equal(value, original[name]) == (name in edited):
+            raise Failed(f"{name} {'was not changed' if name in edited else 'was changed'}")
+    once = {name: network.get_parameter(name).clone() for name in edited}
+    bake(case.model, case.writers, case.plan)
+    row.figures["twice"] = max(_relative(once[name], network.get_parameter(name).detach()) for name in edited)
+    _at_most("changed by the second of two equal edits", row.figures["twice"], LEFT_TOLERANCE)
+    with torch.no_grad():
+        for name, value in once.items():
+            network.get_parameter(name).copy_(value)
+
+
+def _stream(case: Case, row: Row) -> None:
+    """The edited checkpoint on disk, read back."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "edited"
+        save_edited(case.model, out, card="")
+        _same_logits(row, "stream", logits(load_model(out, dtype="float32", device="cpu").network), case.hooked)
+
+
+def _adapter(case: Case, row: Row) -> None:
+    import peft
+
+    from resect.edit import adapter  # pyright: ignore[reportAttributeAccessIssue]
+
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "adapter"
+        adapter.save_adapter(case.model, adapter.make_adapter(case.model, case.writers, case.plan), out, card="")
+        network, _ = families.build(row.name)
+        _same_logits(row, "adapter", logits(peft.PeftModel.from_pretrained(network, out)), case.hooked)
+
+
+def _left(case: Case, edit: Callable[[], Any]) -> float:
+    before = _adds(case)
+    with edit():
+        after = _adds(case)
+    return max(float(a.norm() / b.norm()) for a, b in zip(after, before, strict=True))
+
+
+def _adds(case: Case) -> list[Tensor]:
+    """Return what each block adds along the direction, by token, measured on the stream: (output - input) . r / |r|.
+
+    A mixed block weighs its input anew at each token; what it adds is then its output minus the part made of its input.
+    """
+    unit = case.direction.double() / case.direction.double().norm()
+    model = case.model
+    with recorded_calls(dict(zip(model.block_names, model.blocks, strict=True))) as record:
+        logits(model.network)
+    found = []
+    for layer, (name, block) in enumerate(zip(model.block_names, model.blocks, strict=True)):
+        call, output = record[name][0]
+        if any(w.mixed for w in case.writers if w.layer == layer):
+            trace = trace_block(block, call, name=name, d_model=model.d_model)
+            parts = next(iter(decompositions(trace)))
+            found.append(added(trace, parts).reshape(-1, len(unit)) @ unit)
+        else:
+            found.append((first_tensor(output).double() - call.hidden().double()).reshape(-1, len(unit)) @ unit)
+    return found
+
+
+def _shape_of(writer: Writer) -> str:
+    """Return a writer in words that do not depend on the layer: module, layouts, norm."""
+    inside = ".".join("*" if part.isdigit() else part for part in writer.module.split("."))
+    layouts = sorted({p.layout for p in writer.parameters})
+    norm = ", behind a norm" if writer.gain is not None else ""
+    return f"{writer.kind}: {inside} ({', '.join(layouts)}{norm})"
+
+
+def _same_logits(row: Row, form: str, got: Tensor, wanted: Tensor) -> None:
+    row.figures[form] = _relative(wanted, got)
+    _at_most(f"relative logit error of {form} against hook", row.figures[form], FORM_TOLERANCE)
+
+
+def _at_most(what: str, value: float, limit: float) -> None:
+    if not value <= limit:
+        raise Failed(f"{what}: {value:.1e}, allowed {limit:.0e}")
+
+
+def _relative(a: Tensor, b: Tensor) -> float:
+    return float((a.double() - b.double()).norm() / a.double().norm())
