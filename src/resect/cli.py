@@ -173,6 +173,20 @@ def apply(  # noqa: PLR0913
 
 
 @app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(help="Run folder, directions file, or a .gguf or .npy file made elsewhere.")],
+    out: Annotated[Path, typer.Option("--out", help="New file: a .gguf control vector, or a .safetensors directions file.")],
+    layers: Annotated[int | None, typer.Option(help="Number of blocks of the model, for a .gguf file.", min=1)] = None,
+    direction: Annotated[int | None, typer.Option(help="Which direction of a layer, where a file has several.", min=0)] = None,
+    as_json: o.Json = False,  # noqa: FBT002
+) -> None:
+    """Convert directions to and from the control vectors of llama.cpp and repeng."""
+    from resect.commands import convert
+
+    convert.convert(source, out=out, layers=layers, direction=direction, as_json=as_json)
+
+
+@app.command()
 def chat(
     model: o.Model,
     run: Annotated[Path, typer.Option("--edit", help="Run folder whose edit is tried.")],

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -57,6 +58,8 @@ def from_directions(
         UserError: broken file, vectors that do not fit the model, a layer or a source that the model lacks.
     """
     tensors, header = artifacts.load_tensors(path, format=DIRECTIONS, axes={"vectors": 3})
+    if not tensors["vectors"].is_floating_point():
+        raise UserError(f"Tensor 'vectors' of {path} holds {tensors['vectors'].dtype} values; directions are floating-point numbers.")
     vectors = tensors["vectors"].float()
     count = len(model.blocks)
     if (vectors.shape[0], vectors.shape[2]) != (count, model.d_model):
@@ -70,13 +73,32 @@ def from_directions(
             raise UserError(f"Layer {layer} does not exist: the model has {count} blocks; layers go from 0 to {count - 1}.")
     if not strength > 0:
         raise UserError(f"The strength must be above 0, got {strength:g}; 1 removes the component, 2 reflects it.")
-    plan = make_plan(writers, _sourced(vectors, source), strength * window(flat(count), first=first, last=last))
+    sourced = _sourced(vectors, source)
+    gammas, notes = strength * window(flat(count), first=first, last=last), ()
+    if layers is None:
+        gammas, notes = _where_given(gammas, sourced, path)
+    plan = make_plan(writers, sourced, gammas)
     origin = f"the direction of layer {source}" if isinstance(source, int) else "each layer's own direction"
     sentence = (
         f"{vectors.shape[1]} direction(s) a layer from `{path.name}` (method {header.get('method', 'not stated')}), "
         f"strength {strength:g}, layers {first} to {last}, {origin}"
     )
-    return Edit(plan, sentence, {})
+    return Edit(plan, sentence, {}, notes)
+
+
+def _where_given(
+    gammas: Float[Tensor, " layer"], vectors: Float[Tensor, "layer direction d_model"], path: Path
+) -> tuple[Float[Tensor, " layer"], tuple[str, ...]]:
+    """Return the strengths with 0 at layers that the file has no direction for: files of other projects leave some out."""
+    empty = ~vectors.flatten(1).any(dim=1)
+    if bool(empty.all()):
+        raise UserError(f"{path} holds nothing but zeros, so there is no direction to remove; make the file again.")
+    if not bool(empty.any()):
+        return gammas, ()
+    left_out = " ".join(str(layer) for layer in empty.nonzero().flatten().tolist())
+    note = f"{path.name} holds no direction for layers {left_out}, which are left alone."
+    console.warn(note)
+    return torch.where(empty, 0.0, gammas), (note,)
 
 
 def _sourced(vectors: Float[Tensor, "layer direction d_model"], source: str | int | None) -> Float[Tensor, "layer direction d_model"]:
