@@ -24,8 +24,8 @@ def page(rows: Sequence[Mapping[str, Any]], counts: Mapping[str, int], versions:
         "# Architectures",
         "",
         "Written by `python benchmarks/coverage.py`, which builds every causal and image-text-to-text family of the installed transformers",
-        f"({versions['transformers']}) tiny and random, in float32, from its configuration class alone. There is no list of supported models in",
-        "the code: writers are found by a probe and proven, and what cannot be proven is refused by name.",
+        f"({versions['transformers']}) tiny and random, in float32, from its configuration class alone. There is no list of supported",
+        "models in the code: writers are found by a probe and proven, and what cannot be proven is refused by name.",
         "",
         f"**{counts['attempted']} families attempted, {counts['built']} built, {counts['passed']} passed everything,"
         f" {counts['refused']} refused by name, {counts['failed']} failed.**",

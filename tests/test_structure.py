@@ -64,6 +64,8 @@ TESTED_IN: dict[str, tuple[str, tuple[str, ...]]] = {
         ),
     ),
     "studies/test_sra.py": ("what the steps of the study share", ("studies/bench.py",)),
+    "e2e/test_directions_files.py": ("files in and out through the command line", ("commands/convert.py",)),
+    "e2e/test_inspect.py": ("what the command shows", ("commands/inspect.py", "commands/memory.py")),
     "test_readme.py": (
         "the README's commands run whole studies through them",
         (
@@ -73,7 +75,6 @@ TESTED_IN: dict[str, tuple[str, tuple[str, ...]]] = {
             "commands/chat.py",
             "commands/edits.py",
             "commands/inputs.py",
-            "commands/inspect.py",
             "commands/options.py",
             "commands/organism.py",
             "commands/stages.py",

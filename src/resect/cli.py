@@ -181,6 +181,20 @@ def apply(  # noqa: PLR0913
 
 
 @app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(help="Run folder, directions file, or a .gguf or .npy file made elsewhere.")],
+    out: Annotated[Path, typer.Option("--out", help="New file: a .gguf control vector, or a .safetensors directions file.")],
+    layers: Annotated[int | None, typer.Option(help="Number of blocks of the model, for a .gguf file.", min=1)] = None,
+    direction: Annotated[int | None, typer.Option(help="Which direction of a layer, where a file has several.", min=0)] = None,
+    as_json: o.Json = False,  # noqa: FBT002
+) -> None:
+    """Convert directions to and from the control vectors of llama.cpp and repeng."""
+    from resect.commands import convert
+
+    convert.convert(source, out=out, layers=layers, direction=direction, as_json=as_json)
+
+
+@app.command()
 def chat(
     model: o.Model,
     run: Annotated[Path, typer.Option("--edit", help="Run folder whose edit is tried.")],
@@ -201,16 +215,19 @@ def chat(
 @app.command()
 def inspect(
     model: o.Model,
+    no_weights: Annotated[bool, typer.Option("--no-weights", help="Read no weights: everything but the writers.")] = False,  # noqa: FBT002
+    prompt_tokens: Annotated[int, typer.Option(help="Length of prompts, in tokens, for which memory is predicted.")] = 128,
     dtype: o.Dtype = "auto",
     device: o.Device = "auto",
     revision: o.Revision = None,
     trust: o.Trust = False,  # noqa: FBT002
     as_json: o.Json = False,  # noqa: FBT002
 ) -> None:
-    """Show a model's residual writers with their proof, and how its prompts end."""
+    """Show a model's residual writers with their proof, how its prompts end, and the memory that each stage needs."""
     from resect.commands import inspect
 
-    inspect.inspect(model, load={"dtype": dtype, "device": device, "revision": revision, "trust_remote_code": trust}, as_json=as_json)
+    load = {"dtype": dtype, "device": device, "revision": revision, "trust_remote_code": trust}
+    inspect.inspect(model, weights=not no_weights, prompt_tokens=prompt_tokens, load=load, as_json=as_json)
 
 
 @organism_app.command("train")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -76,6 +77,8 @@ def from_directions(path: Path, writers: tuple[Writer, ...], model: ChatModel, m
         UserError: broken file, vectors that do not fit the model, a layer or a source that the model lacks, a strength that is missing.
     """
     tensors, header = artifacts.load_tensors(path, format=DIRECTIONS, axes={"vectors": 3})
+    if not tensors["vectors"].is_floating_point():
+        raise UserError(f"Tensor 'vectors' of {path} holds {tensors['vectors'].dtype} values; directions are floating-point numbers.")
     vectors = tensors["vectors"].float()
     count = len(model.blocks)
     if (vectors.shape[0], vectors.shape[2]) != (count, model.d_model):
@@ -87,8 +90,10 @@ def from_directions(path: Path, writers: tuple[Writer, ...], model: ChatModel, m
     for layer in (first, last, *(i for i in (made.source, made.embeddings) if isinstance(i, int))):
         if not 0 <= layer < count:
             raise UserError(f"Layer {layer} does not exist: the model has {count} blocks; layers go from 0 to {count - 1}.")
-    sourced = _sourced(vectors, made.source)
-    plan = _plan(writers, sourced, made, profile=window(flat(count), first=first, last=last))
+    sourced, profile, notes = _sourced(vectors, made.source), window(flat(count), first=first, last=last), ()
+    if made.layers is None:
+        profile, notes = _where_given(profile, sourced, path)
+    plan = _plan(writers, sourced, made, profile=profile)
     origin = f"the direction of layer {made.source}" if isinstance(made.source, int) else "each layer's own direction"
     sentence = (
         f"{vectors.shape[1]} direction(s) a layer from `{path.name}` (method {header.get('method', 'not stated')}), "
@@ -96,7 +101,7 @@ def from_directions(path: Path, writers: tuple[Writer, ...], model: ChatModel, m
     )
     kept = f", {made.preserve} norms kept" if made.preserve not in (None, "nothing") else ""
     also = f", embeddings edited along the direction of layer {made.embeddings}" if made.embeddings is not None else ""
-    return Edit(plan, sentence + kept + also, {})
+    return Edit(plan, sentence + kept + also, {}, notes)
 
 
 def _plan(
@@ -146,6 +151,21 @@ def _told(strength: float | Mapping[str, float] | None) -> str:
     if isinstance(strength, Mapping):
         return ", ".join(f"{value:g} ({kind})" for kind, value in strength.items())
     return f"{1.0 if strength is None else strength:g}"
+
+
+def _where_given(
+    profile: Float[Tensor, " layer"], vectors: Float[Tensor, "layer direction d_model"], path: Path
+) -> tuple[Float[Tensor, " layer"], tuple[str, ...]]:
+    """Return the profile with 0 at layers that the file has no direction for: files of other projects leave some out."""
+    empty = ~vectors.flatten(1).any(dim=1)
+    if bool(empty.all()):
+        raise UserError(f"{path} holds nothing but zeros, so there is no direction to remove; make the file again.")
+    if not bool(empty.any()):
+        return profile, ()
+    left_out = " ".join(str(layer) for layer in empty.nonzero().flatten().tolist())
+    note = f"{path.name} holds no direction for layers {left_out}, which are left alone."
+    console.warn(note)
+    return torch.where(empty, 0.0, profile), (note,)
 
 
 def _sourced(vectors: Float[Tensor, "layer direction d_model"], source: str | int | None) -> Float[Tensor, "layer direction d_model"]:

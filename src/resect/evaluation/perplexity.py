@@ -26,6 +26,11 @@ class Nll:
         """Return exp(Σ sums / Σ counts) with a ratio-bootstrap interval over texts."""
         return statistics.perplexity(self.sums.tolist(), self.counts, seed=seed)
 
+    @property
+    def means(self) -> Float[Tensor, " prompt"]:
+        """NLL per token of each text, in nats."""
+        return self.sums / torch.tensor(self.counts, dtype=torch.float64)
+
 
 def answer_nll(model: ChatModel, rendered: Sequence[Rendered], answers: Sequence[str], *, batch_tokens: int = 8192) -> Nll:
     """Return the NLL of each answer after its rendered prompt; the end-of-turn token is scored with the answer, the prompt is not.

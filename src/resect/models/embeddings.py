@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from resect.errors import UserError
+from resect.models.decompose import TOLERANCE
 from resect.models.forward import model_inputs, recorded_calls, run_until
 from resect.models.load import ChatModel
-from resect.models.writers import TOLERANCE, Writer, WriterParameter, probe_ids
+from resect.models.writers import Writer, WriterParameter, probe_ids
 
 BEFORE_BLOCKS = -1
 """The layer of an embedding: it writes before block 0."""

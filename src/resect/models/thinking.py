@@ -76,6 +76,11 @@ def _has_channels(template: str) -> bool:
     return _CHANNEL in template and "<|message|>" in template
 
 
+def tags_in(template: str) -> list[str]:
+    """Return the tags of thoughts that a chat template contains."""
+    return [*(tag for pair in _blocks(template) for tag in pair), *([_CHANNEL] if _has_channels(template) else [])]
+
+
 def _blocks(template: str) -> list[tuple[str, str]]:
     return [(opening, closing) for opening, closing in _BLOCKS if opening in template or closing in template]
 

@@ -56,8 +56,8 @@ def find_writers(model: ChatModel) -> tuple[Writer, ...]:
     """Return every residual writer of the text decoder, block by block, proven complete.
 
     For each block the sum over writers of coefficient * output equals output - input on tokens that took no part in the search, to a
-    relative error of `decompose.TOLERANCE`, and every writer's parameters reproduce an edit of its output. Computed in float32, block by block,
-    whatever the dtype of the checkpoint. The model is not changed.
+    relative error of `decompose.TOLERANCE`, and every writer's parameters reproduce an edit of its output. Computed in float32, block by
+    block, whatever the dtype of the checkpoint. The model is not changed.
 
     Raises:
         UserError: a block whose parts do not add up (naming the block and the gap), a writer whose parameters cannot be found, a

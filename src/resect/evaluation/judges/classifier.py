@@ -128,7 +128,7 @@ def map_labels(names: Sequence[str], labels: Mapping[str, str] | None, *, model:
             f"The classifier {model} has the labels {', '.join(names)}, and it is not known what {', '.join(unknown)} means; map each to "
             f"one of {', '.join(VERDICTS)}, for instance {example}."
         )
-    return tuple(verdict for name in names if (verdict := known[name]) is not None)
+    return tuple(cast(Verdict, known[name]) for name in names)
 
 
 def _recognised(name: str) -> Verdict | None:
