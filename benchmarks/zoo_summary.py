@@ -69,6 +69,7 @@ def summarise(rows: Sequence[Row]) -> dict[str, Any]:
     gated = [r for r in rows if r["tuning"] == "gated"]
     return {
         "organisms": len(rows),
+        "forecast_over_both_settings": pooled_correlation(gated),
         "settings": {
             setting: {
                 "sra_refusal_at_most_2_percent": f"{sum(_arm(r, setting, 'sra')['refusal'] <= 0.02 for r in seeds)} of {len(seeds)} seeds",
@@ -123,6 +124,15 @@ def correlations(rows: Sequence[Row], setting: str) -> dict[str, Any]:
         top = 2 * max((v for v in values if v is not None), default=1.0)
         found[name] = _rank([top if v is None else v for v in values], gains)
     return found
+
+
+def pooled_correlation(rows: Sequence[Row]) -> dict[str, Any] | None:
+    """Return the rank correlation of the predicted with the measured gain over both settings of every organism.
+
+    Most of it is the difference between the settings, which the forecast is told; it says nothing of the seeds within one.
+    """
+    cells = [s for r in rows for s in r["settings"].values() if s["ratios"].get(GAIN) and s["forecast"]["predicted_gain"]]
+    return _rank([s["forecast"]["predicted_gain"] for s in cells], [math.log(s["ratios"][GAIN]) for s in cells])
 
 
 def _rank(values: Sequence[float], gains: Sequence[float]) -> dict[str, Any] | None:
@@ -254,7 +264,8 @@ def write_results(page: Path, rows: Sequence[Row], summary: Row) -> None:
 
 def markdown(rows: Sequence[Row], summary: Row) -> str:
     """Return organisms, ratios of KL, rank correlations and recoveries as Markdown tables."""
-    parts = [_quality(rows)]
+    both = "{} (95 % {}, n {})".format(*_rank_cells(summary["forecast_over_both_settings"]))
+    parts = [_quality(rows), f"Rank correlation of predicted and measured gain over both settings together: {both}."]
     for setting, name in SETTING_NAMES.items():
         found = summary["settings"][setting]
         parts += [f"### With {name}", f"`sra` refuses at most 2 % of the test prompts on {found['sra_refusal_at_most_2_percent']}."]
