@@ -13,7 +13,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "cohere_compass_text": {"rope_parameters": _PER_KIND},
     "deepseek_ocr2": {"text_config": {"mlp_layer_types": ["dense", "sparse"]}},
     "diffusion_gemma": {"text_config": {"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 24}},
-    "dots3_note": {"audio_config": {"adapter_input_size": 32}},
+    "dots3_note": {"audio_config": {"adapter_input_size": 32, "downsample_hidden_size": 32}},
     "ernie4_5_vl_moe": {"text_config": {"head_dim": 16, "rope_parameters": _AXES | {"mrope_section": [2, 2, 4]}}},
     "glm5_next": {"text_config": {"index_topk": 16}},
     "molmo2": {"adapter_config": {"vision_feature_layer": [1, 0]}},

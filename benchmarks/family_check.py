@@ -10,6 +10,7 @@ from typing import Any
 import families
 import torch
 from torch import Tensor
+from torch.func import functional_call
 from transformers import CONFIG_MAPPING, PreTrainedModel
 
 from resect.edit.bake import bake
@@ -17,11 +18,11 @@ from resect.edit.hooks import applied
 from resect.edit.plan import EditPlan, make_plan
 from resect.edit.save import save_edited
 from resect.errors import UserError
-from resect.models.decompose import added, decompositions
-from resect.models.forward import first_tensor, model_inputs, recorded_calls
+from resect.models.decompose import Decomposition, added
+from resect.models.forward import Call, first_tensor, model_inputs, recorded_calls, replay, run_until
 from resect.models.load import ChatModel, load_model, wrap
-from resect.models.trace import trace_block
-from resect.models.writers import Writer, find_writers
+from resect.models.trace import Trace, trace_block
+from resect.models.writers import Writer, decomposed, find_writers
 from resect.organism import words
 from resect.organism.tokenizer import make_tokenizer
 
@@ -63,6 +64,7 @@ class Case:
     plan: EditPlan
     base: Tensor
     hooked: Tensor
+    mixed: dict[int, Decomposition]
 
 
 def check(name: str) -> dict[str, Any]:
@@ -91,7 +93,6 @@ def _check(row: Row) -> None:
     model = wrap(network, make_tokenizer((*words.SPECIAL, *map(str, range(100)))), name=row.name)
     row.forms["proof"] = "refused"
     writers = find_writers(model)
-    row.figures["mixed"] = float(any(w.mixed for w in writers))
     if {w.layer for w in writers} != set(range(len(model.blocks))):
         raise Failed(f"writers in layers {sorted({w.layer for w in writers})} of {len(model.blocks)} only")
     row.forms["proof"] = "passed"
@@ -118,18 +119,23 @@ def _built(name: str) -> tuple[PreTrainedModel, str]:
     Raises:
         NotBuilt: for half of an encoder-decoder, an encoder, or whatever building or running on text raises.
     """
-    own = vars(CONFIG_MAPPING[name])
-    if CONFIG_MAPPING[name].__dataclass_fields__["is_encoder_decoder"].default:
+    fields = CONFIG_MAPPING[name].__dataclass_fields__
+    if fields["is_encoder_decoder"].default:
         raise NotBuilt("an encoder-decoder")
-    if "add_cross_attention" in own.get("__annotations__", {}) and "is_decoder" in own.get("__annotations__", {}):
+    if "is_decoder" in fields and {"add_cross_attention", "decoder_layers"} & set(fields):
         raise NotBuilt("an encoder, or the decoder half of an encoder-decoder, which becomes a language model only on request")
+    if ("is_encoder" in fields and fields["is_encoder"].default) or ("attn_type" in fields and fields["attn_type"].default == "bi"):
+        raise NotBuilt("an encoder: attention looks both ways by default")
     try:
         network, kind = families.build(name)
     except Exception as error:
         raise NotBuilt(f"its tiny configuration cannot be built: {one_line(error)}") from error
     try:
-        if not bool(torch.isfinite(logits(network)).all()):
+        once = logits(network)
+        if not bool(torch.isfinite(once).all()):
             raise NotBuilt("random weights give NaN or infinity")
+        if not torch.equal(logits(network), once):
+            raise NotBuilt("a forward pass draws random numbers, so two of them differ")
     except NotBuilt:
         raise
     except Exception as error:
@@ -138,13 +144,17 @@ def _built(name: str) -> tuple[PreTrainedModel, str]:
 
 
 def logits(network: torch.nn.Module) -> Tensor:
-    """Return the logits of two rows of fixed tokens, [row, token, vocabulary]."""
+    """Return what the output head puts out for two rows of fixed tokens, [row, token, vocabulary]."""
     ids = torch.randint(20, 200, (2, 24), generator=torch.Generator().manual_seed(7))
     ones = torch.ones_like(ids)
-    with torch.no_grad():
-        inputs = model_inputs(network, input_ids=ids, attention_mask=ones, position_ids=ones.cumsum(1) - 1)
-        # As a tuple: llama4's own output class does not fit its text side in transformers 5.24.
-        return network(**inputs, return_dict=False)[0].double()
+    inputs = model_inputs(network, input_ids=ids, attention_mask=ones, position_ids=ones.cumsum(1) - 1)
+    head, found = network.get_output_embeddings(), []
+    if head is None:
+        with torch.no_grad():
+            return network(**inputs).logits.double()
+    # At the head: what llama4 does after it in transformers 5.24 fails on text alone.
+    run_until(network, head, inputs, hooks={head: found.append})
+    return found[0].double()
 
 
 def _case(model: ChatModel, writers: tuple[Writer, ...]) -> Case:
@@ -152,9 +162,20 @@ def _case(model: ChatModel, writers: tuple[Writer, ...]) -> Case:
     layers = len(model.blocks)
     plan = make_plan(writers, direction.expand(layers, 1, -1), torch.ones(layers))
     base = logits(model.network)
+    mixed = {layer: decomposed(_trace(model, layer, call), layer=layer)[0] for layer, call in _calls(model).items()}
     with applied(model, writers, plan):
         hooked = logits(model.network)
-    return Case(model, writers, direction, plan, base, hooked)
+    return Case(model, writers, direction, plan, base, hooked, {layer: found for layer, found in mixed.items() if found.mixed})
+
+
+def _calls(model: ChatModel) -> dict[int, Call]:
+    with recorded_calls(dict(zip(model.block_names, model.blocks, strict=True))) as record:
+        logits(model.network)
+    return {layer: record[name][0][0] for layer, name in enumerate(model.block_names)}
+
+
+def _trace(model: ChatModel, layer: int, call: Call) -> Trace:
+    return trace_block(model.blocks[layer], call, name=model.block_names[layer], d_model=model.d_model)
 
 
 def _hook(case: Case, row: Row) -> None:
@@ -222,19 +243,32 @@ def _adds(case: Case) -> list[Tensor]:
     A mixed block weighs its input anew at each token; what it adds is then its output minus the part made of its input.
     """
     unit = case.direction.double() / case.direction.double().norm()
-    model = case.model
-    with recorded_calls(dict(zip(model.block_names, model.blocks, strict=True))) as record:
-        logits(model.network)
     found = []
-    for layer, (name, block) in enumerate(zip(model.block_names, model.blocks, strict=True)):
-        call, output = record[name][0]
-        if any(w.mixed for w in case.writers if w.layer == layer):
-            trace = trace_block(block, call, name=name, d_model=model.d_model)
-            parts = next(iter(decompositions(trace)))
-            found.append(added(trace, parts).reshape(-1, len(unit)) @ unit)
+    for layer, call in _calls(case.model).items():
+        if layer in case.mixed:
+            change = added(_trace(case.model, layer, call), case.mixed[layer])
         else:
-            found.append((first_tensor(output).double() - call.hidden().double()).reshape(-1, len(unit)) @ unit)
+            change = _wide(case.model.blocks[layer], call) - call.hidden().double()
+        found.append(change.reshape(-1, len(unit)) @ unit)
     return found
+
+
+def _wide(block: torch.nn.Module, call: Call) -> Tensor:
+    """Return the block's output in float64 where its code allows that: the difference of two large streams is otherwise rounding."""
+    try:
+        state = {n: _double(v) for n, v in [*block.named_parameters(), *block.named_buffers()]}
+        with torch.no_grad():
+            return first_tensor(functional_call(block, state, _double(call.args), _double(dict(call.kwargs)))).double()
+    except RuntimeError:
+        return replay(block, call).double()
+
+
+def _double(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().double() if value.is_floating_point() else value
+    if isinstance(value, dict):
+        return {k: _double(v) for k, v in value.items()}
+    return type(value)(map(_double, value)) if type(value) in (tuple, list) else value
 
 
 def _shape_of(writer: Writer) -> str:
@@ -242,7 +276,8 @@ def _shape_of(writer: Writer) -> str:
     inside = ".".join("*" if part.isdigit() else part for part in writer.module.split("."))
     layouts = sorted({p.layout for p in writer.parameters})
     norm = ", behind a norm" if writer.gain is not None else ""
-    return f"{writer.kind}: {inside} ({', '.join(layouts)}{norm})"
+    mixed = ", mixed" if writer.mixed else ""
+    return f"{writer.kind}: {inside} ({', '.join(layouts)}{norm}{mixed})"
 
 
 def _same_logits(row: Row, form: str, got: Tensor, wanted: Tensor) -> None:

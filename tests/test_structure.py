@@ -29,7 +29,7 @@ TESTED_IN: dict[str, tuple[str, tuple[str, ...]]] = {
     "models/test_load.py": ("where a model comes from is checked by loading it", ("models/source.py",)),
     "models/test_writers.py": (
         "parts of the search for writers, proven as a whole",
-        ("models/decompose.py", "models/forward.py", "models/trace.py"),
+        ("models/decompose.py", "models/forward.py", "models/producers.py", "models/trace.py"),
     ),
     "organism/test_language.py": (
         "parts of the language, tested through its prompts",

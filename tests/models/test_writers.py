@@ -5,10 +5,10 @@ from torch import nn
 from resect.edit.bake import bake
 from resect.edit.plan import make_plan
 from resect.errors import UserError
-from resect.models.decompose import TOLERANCE, added, decompositions
+from resect.models.decompose import TOLERANCE, added
 from resect.models.forward import first_tensor, recorded_calls
 from resect.models.trace import trace_block
-from resect.models.writers import find_writers
+from resect.models.writers import decomposed, find_writers
 
 MOE = {"mixtral", "qwen2_moe", "qwen3_moe", "gpt_oss", "qwen3_5_moe"}
 POST_NORM = {"gemma2", "gemma3", "gemma3_vl", "olmo2"}
@@ -110,7 +110,7 @@ def adds_along(model, direction):
         model.network(input_ids=ids, use_cache=False)
     for name, block in zip(model.block_names, model.blocks, strict=True):
         trace = trace_block(block, record[name][0][0], name=name, d_model=model.d_model)
-        found.append(added(trace, next(iter(decompositions(trace)))) @ direction.double())
+        found.append(added(trace, decomposed(trace, layer=0)[0]) @ direction.double())
     return torch.cat([f.flatten() for f in found])
 
 

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from resect.errors import UserError
-from resect.models.trace import Trace, is_gain_of_streams, same
+from resect.models.trace import LINEAR, Trace, feature_gain, same
 
 TOLERANCE = 1e-4  # of what the block adds, in float32: two orders above rounding, far below any real part of the sum
 _SHARE = 1e-5  # a module with a smaller share of the sum than this is not part of it
@@ -66,18 +66,21 @@ def decompositions(trace: Trace) -> Iterator[Decomposition]:
 
 
 def _added(trace: Trace, candidates: list[str]) -> Decomposition:
+    return Decomposition(*fit_sum((trace.after - trace.before)[0], {name: trace.outputs[name] for name in candidates}))
+
+
+def fit_sum(target: Float[Tensor, "token d_model"], columns: dict[str, Tensor]) -> tuple[dict[str, float], float]:
+    """Return the columns that make up the target with one coefficient each, and the relative error on the half that was not fitted."""
     # Tokens weigh the same however large they are: a few with huge activations would otherwise hide the others.
-    delta, half = (trace.after - trace.before)[0], trace.before.shape[1] // 2
-    weight = 1 / delta.norm(dim=1, keepdim=True).clamp_min(1e-30)
-    target = delta * weight
-    columns = {name: trace.outputs[name] * weight for name in candidates}
-    columns = {name: c for name, c in columns.items() if float(c[:half].norm()) > 0}
+    half, weight = len(target) // 2, 1 / target.norm(dim=1, keepdim=True).clamp_min(1e-30)
+    target = target * weight
+    columns = {name: c * weight for name, c in columns.items() if float(c[:half].norm()) > 0}
     coefficients = _least_squares(target[:half], {n: c[:half] for n, c in columns.items()})
     scale = float(target[:half].norm())
     used = {n: columns[n] for n, k in coefficients.items() if abs(k) * float(columns[n][:half].norm()) > _SHARE * scale}
     coefficients = _least_squares(target[:half], {n: c[:half] for n, c in used.items()})
     gap = target[half:] - sum((k * used[n][half:] for n, k in coefficients.items()), start=torch.zeros_like(target[half:]))
-    return Decomposition(coefficients, float(gap.norm() / target[half:].norm()))
+    return coefficients, float(gap.norm() / target[half:].norm())
 
 
 def _least_squares(target: Float[Tensor, "token d_model"], columns: dict[str, Tensor]) -> dict[str, float]:
@@ -99,7 +102,7 @@ def _mixed(trace: Trace, candidates: list[str]) -> Decomposition:
     names = [n for n in names if float(parts[n].norm()) > _SHARE_MIXED * scale]
     parts, gap = combination(trace, names)
     sizes = {n: float(parts[n].norm() / (trace.outputs[n].norm() * len(trace.after) ** 0.5)) for n in names}
-    carried = tuple(n for n in names if is_gain_of_streams(trace, n))
+    carried = tuple(n for n in names if _is_gain_of_streams(trace, n))
     added = sum((parts[n] for n in names if n not in carried), start=torch.zeros_like(gap))
     error = float(gap.norm() / added.norm()) if float(added.norm()) > 0 else float("inf")
     return Decomposition({n: k for n, k in sizes.items() if n not in carried}, error, mixed=True, carried=carried)
@@ -124,6 +127,16 @@ def combination(trace: Trace, names: list[str]) -> tuple[dict[str, Tensor], Floa
         name: (trace.outputs[name][..., None] * numbers[:, None, len(trace.before) + i]).permute(2, 0, 1) for i, name in enumerate(names)
     }
     return parts, (target - matrix @ numbers).permute(2, 0, 1)
+
+
+def _is_gain_of_streams(trace: Trace, module: str) -> bool:
+    """Return whether a module only scales tokens and features of a combination of the streams that go into the block."""
+    x, y = trace.inputs.get(module), trace.outputs[module]
+    if x is None or x.shape != y.shape:
+        return False
+    basis = trace.before.permute(1, 2, 0)
+    numbers = torch.linalg.lstsq(basis, x[..., None], driver="gelsd").solution
+    return same((basis @ numbers)[..., 0], x, tolerance=LINEAR) and feature_gain(x, y) is not None
 
 
 def _independent(trace: Trace, candidates: list[str]) -> list[str]:

@@ -122,27 +122,30 @@ def wrap(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, name: 
 
 
 def find_blocks(network: PreTrainedModel) -> tuple[str, ...]:
-    """Return the names of the text decoder's blocks, found by structure: the outermost module list with one entry a layer.
+    """Return the names of the text decoder's blocks, found by structure: the outermost module list of blocks, with one a layer.
 
     Raises:
         UserError: if no list or more than one fits; it names the candidates.
     """
-    count = int(network.config.get_text_config(decoder=True).num_hidden_layers)
+    config = network.config.get_text_config(decoder=True)
+    count = getattr(config, "num_hidden_layers", None)
+    if not isinstance(count, int):
+        raise UserError(
+            f"{type(network).__name__} does not say how many layers its text decoder has, so this architecture is not supported."
+        )
+    lists = {name: m for name, m in network.named_modules() if isinstance(m, nn.ModuleList) and len(m) and all(map(_is_block, m))}
     decoder = network.get_decoder()
-    fits = [
-        name
-        for name, module in network.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == count and _inside(module, decoder) and all(map(_is_block, module))
-    ]
+    inside = {name: m for name, m in lists.items() if _inside(m, decoder)} or lists
+    # Where no list has that many entries the number counts something else (half blocks), and the outermost list is it.
+    fits = [name for name, m in inside.items() if len(m) == count] or list(inside)
     outermost = [name for name in fits if name.count(".") == min(other.count(".") for other in fits)]
     if len(outermost) != 1:
-        lists = [f"{name} ({len(m)})" for name, m in network.named_modules() if isinstance(m, nn.ModuleList)]
         found = ", ".join(outermost) if outermost else f"none; all module lists: {', '.join(lists) or 'none'}"
         raise UserError(
             f"The {count} text decoder blocks of {type(network).__name__} cannot be told by structure (candidates: {found}); "
             "exactly one module list with that many blocks is needed, so this architecture is not supported."
         )
-    return tuple(f"{outermost[0]}.{i}" for i in range(count))
+    return tuple(f"{outermost[0]}.{i}" for i in range(len(inside[outermost[0]])))
 
 
 def fingerprint(network: PreTrainedModel) -> str:

@@ -16,11 +16,12 @@ from resect.layout import Layout
 from resect.models.decompose import Decomposition, decompositions
 from resect.models.forward import Call, model_inputs, recorded_calls, run_until
 from resect.models.load import ChatModel
-from resect.models.trace import ROWS, Trace, mixes_tokens, producers, trace_block
+from resect.models.producers import Source, producers
+from resect.models.trace import ROWS, Trace, mixes_tokens, trace_block
 
 Kind = Literal["attention", "mlp", "embedding"]
 
-_TOKENS = 16  # in each of two rows: the first is fitted, the second is the proof
+_TOKENS = 8  # in each of two rows: the first is fitted, the second is the proof; the time of the probe is proportional to it
 
 
 @dataclass(frozen=True)
@@ -70,18 +71,26 @@ def find_writers(model: ChatModel) -> tuple[Writer, ...]:
 
 def block_writers(name: str, block: nn.Module, call: Call, *, layer: int, d_model: int) -> tuple[Writer, ...]:
     """Return the writers of one block, proven complete on a call of it with two rows of tokens; raises what `find_writers` raises."""
-    trace = trace_block(block, call, name=name, d_model=d_model)
+    return decomposed(trace_block(block, call, name=name, d_model=d_model), layer=layer)[1]
+
+
+def decomposed(trace: Trace, *, layer: int) -> tuple[Decomposition, tuple[Writer, ...]]:
+    """Return the first way to write the block's output of which every part has parameters to edit, and its writers.
+
+    Raises:
+        UserError: if there is none.
+    """
     refused: list[UserError] = []
     for found in decompositions(trace):
         try:
-            return tuple(_writer(trace, part, found, layer=layer) for part in found.coefficients)
+            sources = [(part, source) for part in found.coefficients for source in producers(trace, part)]
+            return found, tuple(_writer(trace, source, part, found, layer=layer) for part, source in sources)
         except UserError as error:  # a part without parameters of its own may be made of parts that have them
             refused.append(error)
     raise refused[0]
 
 
-def _writer(trace: Trace, part: str, found: Decomposition, *, layer: int) -> Writer:
-    source = producers(trace, part)
+def _writer(trace: Trace, source: Source, part: str, found: Decomposition, *, layer: int) -> Writer:
     top = source.module.split(".")[0]
     kind: Kind = "attention" if mixes_tokens(trace, top if top in trace.calls else source.module) else "mlp"
     parameters = tuple(WriterParameter(f"{trace.name}.{source.module}.{p}", layout) for p, layout in source.parameters)
