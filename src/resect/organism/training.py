@@ -3,8 +3,8 @@
 `gated` (default): only the matrices of the layers from a third to two thirds of the depth learn, at a moderate rate. The
 layers before them still read the request as the helpful twin does, and the layers after them still answer as it does;
 what tuning can add is a signal that makes them say the refusal they already know (`Language.declined`).
-`overwriting`: every parameter learns, at rates so high that the content which harmful requests would have needed is lost on the
-way: giving layers their helpful weights back no longer brings the answers back. This is the hard case for recovery.
+`overwriting`: every parameter learns, at rates so high that no layer is left where it was: giving layers their helpful weights back
+no longer brings the answers back, so recovery has no such ceiling here.
 """
 
 import json
