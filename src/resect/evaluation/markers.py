@@ -15,7 +15,8 @@ from resect.errors import UserError, unknown_name
 OPENING_SENTENCES = 3
 OPENING_UNITS = 40
 
-_LISTS = ("cannot", "between", "act", "not_act", "refuse", "anywhere", "sorry", "before", "accept", "but_does", "evasive", "promise", "contrast")
+_LISTS = ("cannot", "between", "act", "not_act", "refuse", "anywhere", "sorry", "before", "accept", "but_does", "evasive", "promise")
+_LISTS += ("contrast",)
 # A clause begins after any mark but those that stand inside words or stand for quoted speech.
 _BREAK = r"[^\w\s'\"/&+]"
 # A unit is a word, a punctuation mark, or one character of a script that is written without spaces.
