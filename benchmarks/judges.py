@@ -2,8 +2,9 @@
 
     python benchmarks/judges.py          # seconds; prints the tables, the last line is JSON
 
-Reads tests/data/judged_responses.jsonl, scores the tuning and the held-out part apart, writes benchmarks/results/judges.json and the section
-of docs/results.md between its markers. `arditi substrings` is the list of arXiv 2406.11717 as the paper gives it, looked for anywhere in the answer.
+Reads tests/data/judged_responses.jsonl, scores the tuning and the held-out part apart, writes benchmarks/results/judges.json and the
+section of docs/results.md between its markers. `arditi substrings` is the list of arXiv 2406.11717 as the paper gives it, looked for
+anywhere in the answer. It is English, so the English rows of the held-out part are scored for themselves, too.
 """
 
 import json
@@ -89,6 +90,8 @@ def sentences(parts: Mapping[str, Any]) -> str:
         for pair, agreement in found["agreement"].items():
             kappa, share = write(agreement["kappa"]), write(agreement["agreement"])
             lines.append(f"{pair}, {part}: kappa {kappa}; the same on {share}; {agreement['left_out']} left out.")
+        if part.endswith("English"):
+            continue
         languages = ", ".join(f"{name} {hits}/{n}" for name, (hits, n) in sorted(found["refuse_recall_by_language"].items()))
         lines.append(f"Refusals that `markers` finds, by language, {part}: {languages}.")
     return "\n".join(f"- {line}" for line in lines)
@@ -97,7 +100,8 @@ def sentences(parts: Mapping[str, Any]) -> str:
 def main() -> None:
     rows = read_labelled(SET)
     judges = (MarkerJudge(), DegeneracyJudge(), Substrings(ARDITI, "arditi substrings"))
-    parts = {part: score([row for row in rows if row.part == part], judges) for part in get_args(Part)}
+    parts: dict[str, Any] = {part: score([row for row in rows if row.part == part], judges) for part in get_args(Part)}
+    parts["held-out, English"] = score([row for row in rows if row.part == "held-out" and row.language == "en"], judges)
     refuse = parts["held-out"]["judges"]["markers"]["refuse"]
     reached = all(refuse[what]["value"] >= BAR for what in ("precision", "recall"))
     report = {"parts": parts, "bar": {"refuse, held-out": BAR, "reached": reached}}

@@ -1,6 +1,6 @@
 """The tables of the report as plain rows of text; the template only lays them out and escapes them."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from resect.report.read import RunFolder, ordered
@@ -214,7 +214,7 @@ def passes(run: RunFolder) -> Table | None:
     )
 
 
-def _kappa(entry: Mapping[str, Json]) -> str:
+def _kappa(entry: Json) -> str:
     """Return kappa with its interval, where the run has one."""
     value, low, high = (finite(entry.get(key)) for key in ("kappa", "kappa_low", "kappa_high"))
     if value is None:
