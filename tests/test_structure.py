@@ -26,6 +26,11 @@ TESTED_IN: dict[str, tuple[str, tuple[str, ...]]] = {
     "edit/test_algebra.py": ("the table of axes that the algebra reads", ("layout.py",)),
     "evaluation/test_verdicts.py": ("a verdict is markers and degeneracy together", ("evaluation/degenerate.py", "evaluation/markers.py")),
     "evaluation/test_forced.py": ("collects what teacher forcing yields", ("evaluation/logprobs.py",)),
+    "evaluation/judges/test_endpoint.py": (
+        "what a judge at an endpoint asks with and pays from",
+        ("evaluation/judges/budget.py", "evaluation/judges/transport.py"),
+    ),
+    "evaluation/judges/test_markers.py": ("what every judge is, shown by the first", ("evaluation/judges/values.py",)),
     "models/test_load.py": ("where a model comes from is checked by loading it", ("models/source.py",)),
     "models/test_writers.py": (
         "parts of the search for writers, proven as a whole",

@@ -9,6 +9,7 @@ from scipy import stats
 from resect.errors import UserError
 from resect.evaluation.statistics import (
     Measurement,
+    cohen_kappa,
     holm,
     mcnemar,
     mean_of,
@@ -168,3 +169,38 @@ def test_json_is_exactly_the_contract():
 def test_nothing_becomes_nan(call, message):
     with pytest.raises(UserError, match=message):
         call()
+
+
+def kappa_by_sums(a, b):
+    """Scott's layout of Cohen's formula, computed pair by pair in plain Python."""
+    n = len(a)
+    observed = sum(x == y for x, y in zip(a, b, strict=True)) / n
+    chance = sum(x == y for x in a for y in b) / n**2
+    return 1.0 if chance == 1 else (observed - chance) / (1 - chance)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=30))
+def test_kappa_against_an_independent_formula(pairs):
+    a, b = zip(*pairs, strict=True)
+    got = cohen_kappa(a, b)
+    assert got.value == pytest.approx(kappa_by_sums(a, b), abs=1e-9)
+    assert got.n == len(pairs)
+    assert cohen_kappa(b, a).value == pytest.approx(got.value)
+
+
+def test_kappa_interval_covers_the_true_value_about_as_often_as_it_says():
+    generator, hits = np.random.default_rng(3), 0
+    for seed in range(60):
+        truth = generator.random(120) < 0.4
+        noisy = np.where(generator.random(120) < 0.15, ~truth, truth)
+        # flips of 15 % at prevalence 0.4: p_o 0.85, second rater says yes with 0.43
+        chance = 0.4 * 0.43 + 0.6 * 0.57
+        got = cohen_kappa(truth.tolist(), noisy.tolist(), seed=seed)
+        hits += got.low <= (0.85 - chance) / (1 - chance) <= got.high
+    assert 51 <= hits <= 60
+
+
+def test_kappa_names_bad_input():
+    with pytest.raises(UserError, match="got 1 and 2"):
+        cohen_kappa(["a"], ["a", "b"])

@@ -253,6 +253,8 @@ def study(rng: random.Random, *, layers: int, twin: bool, random_wins: bool) -> 
             arm: {
                 "agreement": 0.99 - kl / 2,
                 "kappa": 0.97 - kl,
+                "kappa_low": 0.9 - kl,
+                "kappa_high": 0.99 - kl,
                 "n": 200,
                 "refusal_rate_log_odds": rate(min(1.0, REFUSAL[arm] + 0.01), n=200),
                 "refusal_rate_echo": rate(min(1.0, REFUSAL[arm] + 0.2), n=200) if twin and arm != "base" else None,

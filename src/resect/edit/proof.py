@@ -60,7 +60,7 @@ class BlockProof:
 
     `added_before` and `added_after` are shares of what the block adds; `stream_before` and `stream_after` shares of the stream after it.
     `unlisted` is the share of the block's component that is still added when every writer known of it is stripped of the directions: 0
-    unless something writes that is not listed.
+    unless something writes that is not listed (not told in blocks that mix several streams, where it is 0).
     """
 
     layer: int
@@ -168,13 +168,15 @@ def _block_proof(
     with applied(model, writers, removal_plan([w for w in writers if w.layer == layer], basis.T, 1.0)):
         _, stripped = _update(model, layer, call)
     component = float((update @ basis).norm())
+    # A mixed block carries over what it does not write, so what is left of its component says nothing of a missed writer.
+    told = component > _NOTHING * float(update.norm()) and not any(w.mixed for w in writers if w.layer == layer)
     return BlockProof(
         layer=layer,
         added_before=_share(update @ basis, update),
         added_after=_share(after @ basis, after),
         stream_before=_share((start + update) @ basis, start + update),
         stream_after=_share((now + after) @ basis, now + after),
-        unlisted=float((stripped @ basis).norm()) / component if component > _NOTHING * float(update.norm()) else 0.0,
+        unlisted=float((stripped @ basis).norm()) / component if told else 0.0,
     )
 
 

@@ -103,9 +103,11 @@ def judges(result: Mapping[str, Any]) -> dict[str, Any]:
     odds = [flag for side in sides for flag in side["log_odds_refuse"]]
     agreement = judge_agreement(markers, odds)
     return {
-        "agreement": agreement.share,
-        "kappa": agreement.kappa,
-        "n": agreement.n,
+        "agreement": agreement.share.value,
+        "kappa": agreement.kappa.value,
+        "kappa_low": agreement.kappa.low,
+        "kappa_high": agreement.kappa.high,
+        "n": agreement.kappa.n,
         "refusal_rate_log_odds": rate(result["harmful"]["log_odds_refuse"]).to_json(),
         "refusal_rate_echo": rate(result["harmful"]["echo"]).to_json(),
     }

@@ -121,14 +121,13 @@ def map_labels(names: Sequence[str], labels: Mapping[str, str] | None, *, model:
         if verdict not in VERDICTS:
             raise unknown_name(f"verdict for label {label!r}:", verdict, VERDICTS)
     given = cast(Mapping[str, Verdict], labels or {})
-    known = {name: given.get(name) or _recognised(name) for name in names}
-    if unknown := [name for name, verdict in known.items() if verdict is None]:
-        example = ", ".join(f"{name}=refuse" for name in unknown[:1])
+    known = [given.get(name) or _recognised(name) for name in names]
+    if unknown := [name for name, verdict in zip(names, known, strict=True) if verdict is None]:
         raise UserError(
             f"The classifier {model} has the labels {', '.join(names)}, and it is not known what {', '.join(unknown)} means; map each to "
-            f"one of {', '.join(VERDICTS)}, for instance {example}."
+            f"one of {', '.join(VERDICTS)}, for instance {unknown[0]}=refuse."
         )
-    return tuple(cast(Verdict, known[name]) for name in names)
+    return tuple(cast(Verdict, verdict) for verdict in known)
 
 
 def _recognised(name: str) -> Verdict | None:

@@ -50,7 +50,7 @@ class Endpoint:
             raise UserError("A judge's url must hold no user, password or query; put the key in an environment variable and name that.")
         if self.key_variable and parts.scheme == "http" and parts.hostname not in _LOOPBACK:
             raise UserError(f"The key in {self.key_variable} would cross the network unencrypted to {parts.hostname}; use https://.")
-        if self.timeout <= 0 or self.retries < 0 or self.backoff < 0 or self.reply_tokens < 1:
+        if not self.timeout > 0 or self.retries < 0 or not self.backoff >= 0 or self.reply_tokens < 1:
             raise UserError("A judge's timeout and reply_tokens must be above 0, its retries and backoff at least 0; correct them.")
 
     def key(self) -> str | None:

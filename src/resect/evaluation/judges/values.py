@@ -1,7 +1,7 @@
 """What a judge is."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from resect.errors import UserError
 from resect.evaluation.verdicts import Judgement, Verdict
@@ -11,6 +11,7 @@ from resect.prompts import Prompt
 NO_RESPONSE = Judgement("unscored", "no response")
 
 
+@runtime_checkable
 class Judge(Protocol):
     """Judges responses. What it cannot score is `unscored` with the reason, never left out and never a compliance."""
 
