@@ -4,7 +4,7 @@
     python benchmarks/peer_coverage.py                          # every family that was built there; writes results/peer_coverage.json
     python benchmarks/peer_coverage.py --only qwen3 mixtral     # some families, nothing is written
 
-Every family's tiny random network is saved as a checkpoint with one random direction a layer. heretic, in an environment of its own
+Every family's tiny random network is saved as a checkpoint, with one random direction for all blocks. heretic, in an environment of its own
 (peer_environment.py), loads it and edits at weight 1 in every block: with its defaults, and without row normalisation. Left is the norm
 over tokens of what a block adds to the residual stream along its direction, after the edit over before it, on equal inputs; the worst
 block counts.
@@ -25,6 +25,7 @@ from safetensors.torch import save_file
 
 OURS = Path(__file__).parent / "results" / "coverage.json"
 RESULTS = Path(__file__).parent / "results" / "peer_coverage.json"
+SETTINGS = ("default", "no_row_normalization")
 RUNNER = Path(__file__).parent / "peer_coverage_runner.py"
 
 
@@ -41,28 +42,32 @@ def measure(folders: Sequence[Path], python: Path, *, seconds: float = 60) -> di
 
 
 def measure_families(names: Sequence[str], python: Path) -> dict[str, dict[str, Any]]:
-    """Return the same for families of families.py, by name."""
+    """Return the same for families of families.py, by name; "not saved" are those whose checkpoint cannot be written."""
+    found: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as place:
-        return measure([save_checkpoint(name, Path(place) / name) for name in names], python)
+        for name in names:
+            try:
+                save_checkpoint(name, Path(place) / name)
+            except Exception as error:  # noqa: BLE001 (a family that cannot be saved is a row of the table)
+                found[name] = {key: {"status": "not saved", "error": f"{type(error).__name__}: {error}"} for key in SETTINGS}
+        found |= measure([Path(place) / name for name in names if name not in found], python)
+    return {name: found[name] for name in names}
 
 
 def save_checkpoint(name: str, folder: Path) -> Path:
-    """Save a family's tiny network, a word tokenizer with a chat template and one random direction a block; return the folder."""
+    """Save a family's tiny network, a word tokenizer with a chat template, and the direction of coverage.py; return the folder."""
     import families
     from transformers.utils import logging
 
-    from resect.models.load import wrap
     from resect.organism import words
     from resect.organism.tokenizer import make_tokenizer
 
     logging.disable_progress_bar()
     network, _ = families.build(name)
-    tokenizer = make_tokenizer((*words.SPECIAL, *map(str, range(100))))
-    model = wrap(network, tokenizer, name=name)
     network.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    vectors = torch.randn(len(model.blocks), model.d_model, generator=torch.Generator().manual_seed(11))
-    save_file({"vectors": vectors}, folder / "directions.safetensors")
+    make_tokenizer((*words.SPECIAL, *map(str, range(100)))).save_pretrained(folder)
+    width = network.config.get_text_config(decoder=True).hidden_size
+    save_file({"vectors": torch.randn(1, width, generator=torch.Generator().manual_seed(11))}, folder / "directions.safetensors")
     return folder
 
 
@@ -71,7 +76,7 @@ def table(ours: Sequence[Mapping[str, Any]], peer: Mapping[str, Mapping[str, Any
     resect = {row["name"]: f"{row['figures']['bake_left']:.1e}" if "bake_left" in row["figures"] else row["status"] for row in ours}
     lines = [f"{'family':26} {'resect':>9} {'default':>9} {'no rows':>9}  edited by heretic, or why not"]
     for name, settings in peer.items():
-        default, plain = (settings[s] for s in ("default", "no_row_normalization"))
+        default, plain = (settings[s] for s in SETTINGS)
         left = [f"{s['left_max']:.1e}" if s["status"] == "edited" else "-" for s in (default, plain)]
         note = ", ".join(default["touched"]) if default["status"] == "edited" else f"{default['status']}: {default['error']}"
         lines.append(f"{name:26} {resect.get(name, ''):>9} {left[0]:>9} {left[1]:>9}  {note}")
@@ -81,7 +86,7 @@ def table(ours: Sequence[Mapping[str, Any]], peer: Mapping[str, Mapping[str, Any
 def summary(peer: Mapping[str, Mapping[str, Any]], *, removed: float = 1e-3) -> dict[str, Any]:
     """Return counts by setting: families tried, edited, and edited so that at most `removed` of the component is left in every block."""
     counts: dict[str, Any] = {"families": len(peer), "removed_means_at_most": removed}
-    for setting in ("default", "no_row_normalization"):
+    for setting in SETTINGS:
         rows = [settings[setting] for settings in peer.values()]
         statuses = Counter(row["status"] for row in rows)
         removed_in = sum(row["status"] == "edited" and row["left_max"] <= removed for row in rows)

@@ -2,9 +2,9 @@
 
     PEER_PYTHON peer_coverage_runner.py --seconds 60 CHECKPOINT …       # one JSON line for each checkpoint and setting
 
-A checkpoint's folder also holds `directions.safetensors` (`vectors`, [layer, d_model]). heretic loads the model, and its `abliterate` takes
-each block's own direction out of everything it edits, at weight 1 in every block. The probe sees what a block adds to the residual stream,
-output minus input, on random tokens: before the edit, and after it with every block given the input that it had before.
+A checkpoint's folder also holds `directions.safetensors` (`vectors`, [layer, d_model], or one row for all layers). heretic loads the model,
+and its `abliterate` takes each block's direction out of everything it edits, at weight 1 in every block. The probe sees what a block adds
+to the residual stream, output minus input, on random tokens: before, and after it with every block given the input it had before.
 """
 
 import argparse
@@ -103,13 +103,11 @@ def reason(said: str, error: Exception) -> str:
 def edited(model: heretic.model.Model, directions: Tensor) -> dict[str, Any]:
     """Return the row of a model that heretic could load."""
     blocks = list(model.get_layers())
-    if len(blocks) != len(directions):
-        raise ValueError(f"heretic sees {len(blocks)} blocks, the model has {len(directions)}")
     inputs, before = updates(model.model, blocks)
     full = heretic.model.AbliterationParameters(
         max_weight=1.0, max_weight_position=0.0, min_weight=1.0, min_weight_distance=float(len(blocks))
     )
-    units = directions / directions.norm(dim=1, keepdim=True)
+    units = (directions / directions.norm(dim=1, keepdim=True)).expand(len(blocks), -1)
     # Its directions are of unit length, and the first belongs to the embeddings, which it does not edit.
     padded = torch.cat([torch.zeros_like(units[:1]), units])
     model.abliterate(padded, None, dict.fromkeys(model.get_abliterable_components(), full))
