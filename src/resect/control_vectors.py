@@ -96,9 +96,8 @@ def load_npy(path: Path) -> Float[Tensor, "layer direction d_model"]:
         # A memory map checks the shape against the file's length before anything is read.
         array = np.lib.format.open_memmap(path, mode="r")
     except _NPY_ERRORS as error:
-        raise UserError(
-            f"{path} cannot be read as a NumPy array ({(str(error) or type(error).__name__).splitlines()[0]}); write it with numpy.save."
-        ) from error
+        why = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"{path} cannot be read as a NumPy array ({why}); save it again with numpy.save.") from error
     if array.ndim not in (2, 3) or not np.issubdtype(array.dtype, np.floating) or not array.size:
         raise UserError(
             f"{path} holds {array.dtype} of shape {list(array.shape)}; needed are floats of shape [layer, d_model] or "

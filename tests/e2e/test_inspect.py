@@ -39,7 +39,7 @@ def test_both_ways_say_the_same_but_for_the_writers(resect):
     assert len(full["writers"]) == 12
     assert files["writers"] is None
     assert any("found and proven with the weights" in note for note in files["notes"])
-    alike = set(full) - {"writers", "notes", "fingerprint"}
+    alike = set(full) - {"writers", "notes", "fingerprint", "model"}
     assert {name: full[name] for name in alike} == {name: files[name] for name in alike}
     network = load_organism().aligned().network
     assert full["parameters"] == sum(p.numel() for p in network.parameters())
@@ -54,9 +54,10 @@ def test_the_memory_is_told_for_every_stage(resect, folder):
     assert list(stages) == ["load", "capture", "study", "save"]
     weights = 4 * found["parameters"]
     assert all(weights < row["device"] < 200 * 2**20 for row in stages.values())
-    longer = resect("inspect", folder, "--json", "--no-weights", "--prompt-tokens", 300).json["memory"]
-    assert longer["prompt_tokens"] == 300
-    assert longer["stages"][2]["device"] > stages["study"]["device"]
+    # One prompt longer than a batch may be is a batch of its own, and holds more.
+    longer = resect("inspect", folder, "--json", "--no-weights", "--prompt-tokens", 20_000).json["memory"]
+    assert longer["prompt_tokens"] == 20_000
+    assert longer["stages"][1]["device"] > stages["capture"]["device"]
     half = resect("inspect", folder, "--json", "--no-weights", "--dtype", "bfloat16").json
     assert half["dtype"] == "bfloat16"
     assert half["memory"]["stages"][0]["device"] < stages["load"]["device"]
@@ -86,7 +87,7 @@ def test_a_model_too_large_for_the_machine_is_named(resect, folder, monkeypatch)
 def test_the_size_of_a_large_model_needs_no_memory(resect, folder):
     """A configuration of 70 billion parameters, told on a machine that could not hold one of its layers."""
     config(folder, hidden_size=8192, intermediate_size=28672, num_hidden_layers=80, num_attention_heads=64, num_key_value_heads=8)
-    config(folder, head_dim=128, vocab_size=128256, dtype="bfloat16")
+    config(folder, head_dim=128, vocab_size=128256, dtype="bfloat16", layer_types=["full_attention"] * 80)
     found = resect("inspect", folder, "--no-weights", "--json", "--prompt-tokens", 16).json
     assert 65e9 < found["parameters"] < 75e9
     assert found["memory"]["stages"][0]["device"] > 2 * found["parameters"]
@@ -123,6 +124,11 @@ def test_quantised_checkpoints_and_remote_code_are_named_before_loading(resect, 
 
 
 def test_mistakes(refuses, resect, folder):
+    whole = (folder / "config.json").read_text()
+    config(folder, num_hidden_layers=7)
+    message = f"The configuration of {folder} cannot be read: `num_hidden_layers` (7) must be equal to the number of `layer_types` (2)"
+    refuses("inspect", folder, "--no-weights", message=message)
+    (folder / "config.json").write_text(whole)
     refuses("inspect", folder, "--prompt-tokens", 0, message="--prompt-tokens must be at least 1, got 0; 128 is usual.")
     (folder / "model.safetensors").write_bytes(b"\x10" + bytes(7) + b"{")
     said = resect("inspect", folder, "--no-weights")
