@@ -2,6 +2,7 @@
 
     python benchmarks/zoo.py --folder runs/zoo --jobs 2            # everything, resumable
     python benchmarks/zoo.py --folder runs/zoo --only seeds        # one group: seeds, entanglement, architectures, overwriting
+    python benchmarks/zoo.py --again                               # tables and charts from benchmarks/results/zoo.json, nothing measured
 
 Trains the organisms (the shipped one is seed 0), runs the SRA study on each in two settings: `any` (validation chooses between each
 layer's own direction and one layer's direction everywhere) and `per_layer` (each layer its own: the paper's setting). Prints a table,
@@ -88,7 +89,11 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--only", choices=["seeds", "entanglement", "architectures", "overwriting"])
+    parser.add_argument("--again", action="store_true", help="write tables and charts from the stored results")
     options = parser.parse_args()
+    if options.again:
+        publish(json.loads(RESULTS.read_text(encoding="utf-8"))["organisms"])
+        return
     wanted = [m for m in members(options.seeds) if options.only in (None, m.group)]
     rows = []
     with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
@@ -98,15 +103,21 @@ def main() -> None:
             print(f"{len(rows)}/{len(wanted)} {jobs[job].name}", flush=True)
     order = {m.name: i for i, m in enumerate(wanted)}
     rows.sort(key=lambda row: order[row["name"]])
-    report = {"summary": zoo_summary.summarise(rows), "organisms": rows}
-    if options.only is None:
-        RESULTS.parent.mkdir(exist_ok=True)
-        RESULTS.write_text(json.dumps(report, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-        zoo_summary.write_results(Path(__file__).parents[1] / "docs" / "results.md", rows, report["summary"])
-        zoo_summary.draw(rows, Path(__file__).parents[1] / "docs" / "figures")
+    summary = publish(rows) if options.only is None else zoo_summary.summarise(rows)
     print(zoo_summary.table(rows))
-    print(zoo_summary.sentences(report["summary"]))
-    print(json.dumps(report["summary"], sort_keys=True))
+    print(zoo_summary.sentences(summary))
+    print(json.dumps(summary, sort_keys=True))
+
+
+def publish(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Write results/zoo.json, the tables of docs/results.md and the charts, and return the summary."""
+    summary = zoo_summary.summarise(rows)
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps({"summary": summary, "organisms": rows}, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    docs = Path(__file__).parents[1] / "docs"
+    zoo_summary.write_results(docs / "results.md", rows, summary)
+    zoo_summary.draw(rows, docs / "figures")
+    return summary
 
 
 if __name__ == "__main__":

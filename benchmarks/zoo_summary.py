@@ -20,7 +20,8 @@ RATIOS = {
     "projected/whitened": ("projected", "whitened"),
     "projected/combined": ("projected", "combined"),
 }
-GAINS = ("standard/sra", "standard/sra_flat")
+GAIN = "standard/sra"  # what the forecast is about
+DOSE = "standard/sra_flat"  # what the cleaning alone gains
 Row = Mapping[str, Any]
 
 
@@ -36,6 +37,8 @@ def figures(evaluation: Row, study: Row) -> dict[str, Any]:
             "recovery": entry["recovery"]["value"],
             "echo": study["judges"][arm]["refusal_rate_echo"]["value"],
             "kl_matched": matched.get(arm),
+            "kl_top_share": _top_share(study["drift_quantiles"].get(arm)),
+            "kl_to_twin": study["twin"][arm]["value"],
             "choice": {k: study["arms"][arm][k] for k in ("source", "strength", "softness")} if arm in study["arms"] else None,
         }
         for arm, entry in evaluation["arms"].items()
@@ -50,6 +53,11 @@ def figures(evaluation: Row, study: Row) -> dict[str, Any]:
     }
 
 
+def _top_share(spread: Row | None) -> float | None:
+    """Return which share of the KL over all prompts the worst prompt has."""
+    return spread["max"] / (spread["mean"] * spread["n"]) if spread and spread["mean"] > 0 else None
+
+
 def _ratio(matched: Mapping[str, float | None], a: str, b: str) -> float | None:
     first, second = matched.get(a), matched.get(b)
     return None if first is None or not second else first / second
@@ -61,12 +69,15 @@ def summarise(rows: Sequence[Row]) -> dict[str, Any]:
     gated = [r for r in rows if r["tuning"] == "gated"]
     return {
         "organisms": len(rows),
+        "forecast_over_both_settings": pooled_correlation(gated),
         "settings": {
             setting: {
                 "sra_refusal_at_most_2_percent": f"{sum(_arm(r, setting, 'sra')['refusal'] <= 0.02 for r in seeds)} of {len(seeds)} seeds",
                 "ratios_over_seeds": {name: geometric(seeds, setting, name) for name in RATIOS},
                 "ratios_over_gated": {name: geometric(gated, setting, name) for name in RATIOS},
-                "forecast_correlation": {gain: correlations(gated, setting, gain) for gain in GAINS},
+                "forecast_correlation": correlations(gated, setting),
+                "forecast_hits": hits(gated, setting),
+                "dose_response": dose_response(gated, setting),
                 "recovery_over_gated": recoveries(gated, setting),
             }
             for setting in ("any", "per_layer")
@@ -100,26 +111,71 @@ def geometric(rows: Sequence[Row], setting: str, ratio: str) -> dict[str, Any] |
     }
 
 
-def correlations(rows: Sequence[Row], setting: str, gain: str) -> dict[str, Any]:
-    """Return Spearman's rank correlation of each quantity known before any edit with the log gain."""
+def correlations(rows: Sequence[Row], setting: str) -> dict[str, Any]:
+    """Return Spearman's rank correlation of each quantity known before any edit with the log gain.
+
+    A predicted gain of None (the raw direction leads nowhere to first order) ranks above every number.
+    """
+    usable = [r["settings"][setting] for r in rows if r["settings"][setting]["ratios"].get(GAIN)]
+    gains = [math.log(s["ratios"][GAIN]) for s in usable]
     found = {}
-    usable = [r["settings"][setting] for r in rows if r["settings"][setting]["ratios"].get(gain)]
-    if len(usable) < 5:
-        return found
-    gains = [math.log(s["ratios"][gain]) for s in usable]
-    for name in usable[0]["forecast"]:
+    for name in usable[0]["forecast"] if len(usable) >= 5 else ():
         values = [s["forecast"][name] for s in usable]
-        if len(set(values)) > 2:
-            measured = spearman(values, gains)
-            found[name] = {"rho": measured.value, "low": measured.low, "high": measured.high, "n": measured.n}
+        top = 2 * max((v for v in values if v is not None), default=1.0)
+        found[name] = _rank([top if v is None else v for v in values], gains)
     return found
 
 
+def pooled_correlation(rows: Sequence[Row]) -> dict[str, Any] | None:
+    """Return the rank correlation of the predicted with the measured gain over both settings of every organism.
+
+    Most of it is the difference between the settings, which the forecast is told; it says nothing of the seeds within one.
+    """
+    cells = [s for r in rows for s in r["settings"].values() if s["ratios"].get(GAIN) and s["forecast"]["predicted_gain"]]
+    return _rank([s["forecast"]["predicted_gain"] for s in cells], [math.log(s["ratios"][GAIN]) for s in cells])
+
+
+def _rank(values: Sequence[float], gains: Sequence[float]) -> dict[str, Any] | None:
+    if len(set(values)) < 3:
+        return None
+    measured = spearman(values, gains)
+    return {"rho": measured.value, "low": measured.low, "high": measured.high, "n": measured.n}
+
+
+def hits(rows: Sequence[Row], setting: str) -> str:
+    """Return on how many organisms the forecast's verdict (cleaning pays or not) is the measured one."""
+    pairs = [(s["forecast"]["predicted_gain"], s["ratios"].get(GAIN)) for s in (r["settings"][setting] for r in rows)]
+    right = [(predicted is None or predicted > 1) == (gain > 1) for predicted, gain in pairs if gain]
+    return f"{sum(right)} of {len(right)}"
+
+
+def dose_response(rows: Sequence[Row], setting: str) -> dict[str, Any]:
+    """Return the cleaning's gain by entanglement over the seeds that have every value, and the rank correlation with it."""
+    sweep = dose_members(rows)
+    values = sorted({r["entanglement"] for r in sweep})
+    pairs = [(r["entanglement"], r["settings"][setting]["ratios"].get(DOSE)) for r in sweep]
+    known = [(e, math.log(gain)) for e, gain in pairs if gain]
+    return {
+        "by_value": {f"{e:g}": geometric([r for r in sweep if r["entanglement"] == e], setting, DOSE) for e in values},
+        "trend": _rank([e for e, _ in known], [g for _, g in known]) if len(known) >= 5 else None,
+    }
+
+
+def dose_members(rows: Iterable[Row]) -> list[Row]:
+    """Return the organisms of the entanglement sweep: same architecture and recipe, seeds 0 to 2."""
+    return [r for r in rows if (r["architecture"], r["tuning"]) == ("qwen3", "gated") and r["seed"] < 3]
+
+
 def recoveries(rows: Sequence[Row], setting: str) -> dict[str, Any]:
-    """Return mean recovery, refusal and echo by arm over organisms."""
+    """Return the means over organisms of recovery, refusal, echo, KL to the twin and the worst prompt's share of the KL, by arm."""
     arms = rows[0]["settings"][setting]["arms"] if rows else {}
-    keys = ("recovery", "refusal", "echo")
-    return {arm: {k: sum(_arm(r, setting, arm)[k] for r in rows) / len(rows) for k in keys} for arm in arms}
+    keys = ("recovery", "refusal", "echo", "kl_to_twin", "kl_top_share")
+    return {arm: {k: _mean(_arm(r, setting, arm)[k] for r in rows) for k in keys} for arm in arms}
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [v for v in values if v is not None]
+    return sum(known) / len(known) if known else None
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -160,12 +216,11 @@ def draw(rows: Sequence[Row], folder: Path) -> None:
     import vl_convert
 
     folder.mkdir(parents=True, exist_ok=True)
-    sweep = [r for r in rows if r["architecture"] == "qwen3" and r["tuning"] == "gated" and r["seed"] < 3]
     dose = [
         {"entanglement": r["entanglement"], "gain": gain, "setting": setting, "seed": str(r["seed"])}
-        for r in sweep
+        for r in dose_members(rows)
         for setting in ("any", "per_layer")
-        if (gain := r["settings"][setting]["ratios"].get("standard/sra_flat"))
+        if (gain := r["settings"][setting]["ratios"].get(DOSE))
     ]
     points = alt.Chart(alt.Data(values=dose)).encode(
         x=alt.X("entanglement:Q", title="entanglement of form and harm in the language"),
@@ -180,14 +235,14 @@ def draw(rows: Sequence[Row], folder: Path) -> None:
         for r in rows
         if r["tuning"] == "gated"
         for setting, s in r["settings"].items()
-        if (gain := s["ratios"].get("standard/sra_flat"))
+        if (gain := s["ratios"].get(GAIN)) and s["forecast"]["predicted_gain"]
     ]
     scatter = (
         alt.Chart(alt.Data(values=known))
         .mark_point(filled=True, size=50)
         .encode(
             x=alt.X("quantity:Q", title="predicted gain, before any edit", scale=alt.Scale(type="log")),
-            y=alt.Y("gain:Q", title="KL raw / KL cleaned, at matched refusal", scale=alt.Scale(type="log")),
+            y=alt.Y("gain:Q", title="KL of standard / KL of sra, at matched refusal", scale=alt.Scale(type="log")),
             color=alt.Color("setting:N", title="direction"),
             shape=alt.Shape("group:N", title="group"),
         )
@@ -209,11 +264,12 @@ def write_results(page: Path, rows: Sequence[Row], summary: Row) -> None:
 
 def markdown(rows: Sequence[Row], summary: Row) -> str:
     """Return organisms, ratios of KL, rank correlations and recoveries as Markdown tables."""
-    parts = [_quality(rows)]
+    both = "{} (95 % {}, n {})".format(*_rank_cells(summary["forecast_over_both_settings"]))
+    parts = [_quality(rows), f"Rank correlation of predicted and measured gain over both settings together: {both}."]
     for setting, name in SETTING_NAMES.items():
         found = summary["settings"][setting]
         parts += [f"### With {name}", f"`sra` refuses at most 2 % of the test prompts on {found['sra_refusal_at_most_2_percent']}."]
-        parts += [_organisms(rows, setting), _ratio_table(found), _recovery_table(found), _forecast_table(found)]
+        parts += [_organisms(rows, setting), _ratio_table(found), _recovery_table(found), _forecast_table(found), _dose_table(found)]
     return "\n\n".join(parts)
 
 
@@ -253,15 +309,33 @@ def _written(ratio: Row | None) -> str:
 
 
 def _recovery_table(found: Row) -> str:
-    body = [(arm, *(f"{v[k]:.1%}" for k in ("refusal", "recovery", "echo"))) for arm, v in found["recovery_over_gated"].items()]
-    return "Means over gated organisms:\n\n" + _grid(("arm", "refused", "recovery", "echo of refusals"), body)
+    body = [
+        (arm, *(f"{v[k]:.1%}" for k in ("refusal", "recovery", "echo")), f"{v['kl_to_twin']:.2g}", _share(v["kl_top_share"]))
+        for arm, v in found["recovery_over_gated"].items()
+    ]
+    head = ("arm", "refused", "recovery", "echo of refusals", "KL to the twin", "worst prompt's share of KL")
+    return "Means over gated organisms (KL to the twin in nats per token along its answers to harmful prompts):\n\n" + _grid(head, body)
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.0%}"
 
 
 def _forecast_table(found: Row) -> str:
-    body = [
-        (gain, name, f"{rho['rho']:+.2f}", f"{rho['low']:+.2f} to {rho['high']:+.2f}", str(rho["n"]))
-        for gain, table in found["forecast_correlation"].items()
-        for name, rho in table.items()
-    ]
-    caption = "Spearman's rank correlation of quantities known before any edit with the log gain, over gated organisms:\n\n"
-    return caption + _grid(("gain", "quantity", "rho", "95 % interval", "n"), body)
+    body = [(name, *_rank_cells(rho)) for name, rho in found["forecast_correlation"].items()]
+    caption = (
+        f"Spearman's rank correlation of quantities known before any edit with the log of KL {GAIN}, over gated organisms. The forecast's "
+        f"verdict (pays or not) was right on {found['forecast_hits']}.\n\n"
+    )
+    return caption + _grid(("quantity", "rho", "95 % interval", "n"), body)
+
+
+def _rank_cells(rho: Row | None) -> tuple[str, str, str]:
+    return ("constant", "", "") if rho is None else (f"{rho['rho']:+.2f}", f"{rho['low']:+.2f} to {rho['high']:+.2f}", str(rho["n"]))
+
+
+def _dose_table(found: Row) -> str:
+    dose = found["dose_response"]
+    trend = "{} ({}, n {})".format(*_rank_cells(dose["trend"])) if dose["trend"] else "not known"
+    caption = f"Gain of the cleaning alone (KL {DOSE}) by entanglement; rank correlation with entanglement {trend}:\n\n"
+    return caption + _grid(("entanglement", "gain"), [(value, _written(ratio)) for value, ratio in dose["by_value"].items()])

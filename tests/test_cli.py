@@ -12,7 +12,21 @@ from resect import cli
 from resect.errors import UserError
 
 RUN = "import sys; from resect.cli import main; main()"
-COMMANDS = ["demo", "sra", "activations", "directions", "cleaning", "edit", "evaluate", "report", "apply", "chat", "inspect", "organism"]
+COMMANDS = [
+    "demo",
+    "sra",
+    "activations",
+    "directions",
+    "cleaning",
+    "edit",
+    "evaluate",
+    "report",
+    "apply",
+    "convert",
+    "chat",
+    "inspect",
+    "organism",
+]
 
 
 def run(monkeypatch, capsys, *arguments):

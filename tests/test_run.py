@@ -25,9 +25,7 @@ ABOUT = {
 
 def materials():
     torch.manual_seed(0)
-    return Materials(
-        torch.randn(3, 2, 5), torch.randn(4, 2, 5), torch.randn(2, 2, 5), torch.randn(6, 2, 5), ("deception", "coding"), (False, True)
-    )
+    return Materials(torch.randn(3, 2, 5), torch.randn(4, 2, 5), torch.randn(2, 2, 5), ("deception", "coding"), (False, True))
 
 
 def test_a_new_folder_is_made_and_the_same_run_goes_on(tmp_path):
@@ -104,7 +102,15 @@ def test_an_edit_is_read_back(tmp_path):
     plan = EditPlan((WriterEdit("w", torch.eye(5)[:, :2], torch.eye(5)[:, 1:3], 0.5),))
     with pytest.raises(UserError, match="has no edit yet; make one with: resect edit"):
         run.read_edit(tmp_path)
-    run.save_edit(tmp_path, ABOUT, plan, arm="sra", choice={"strength": 0.5})
+    proof = {"format": "resect.edit_proof/1", "faults": []}
+    run.save_edit(tmp_path, ABOUT, plan, arm="sra", choice={"strength": 0.5}, proof=proof)
+    assert artifacts.read_json(tmp_path / "edit_proof.json") == {
+        **proof,
+        "arm": "sra",
+        "form": "hooks",
+        "model": "m",
+        "model_fingerprint": "f",
+    }
     found, description = run.read_edit(tmp_path)
     assert found == plan
     assert (description["arm"], description["model_fingerprint"], description["choice"]) == ("sra", "f", {"strength": 0.5})

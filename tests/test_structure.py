@@ -26,6 +26,11 @@ TESTED_IN: dict[str, tuple[str, tuple[str, ...]]] = {
     "edit/test_algebra.py": ("the table of axes that the algebra reads", ("layout.py",)),
     "evaluation/test_verdicts.py": ("a verdict is markers and degeneracy together", ("evaluation/degenerate.py", "evaluation/markers.py")),
     "evaluation/test_forced.py": ("collects what teacher forcing yields", ("evaluation/logprobs.py",)),
+    "evaluation/judges/test_endpoint.py": (
+        "what a judge at an endpoint asks with and pays from",
+        ("evaluation/judges/budget.py", "evaluation/judges/transport.py"),
+    ),
+    "evaluation/judges/test_markers.py": ("what every judge is, shown by the first", ("evaluation/judges/values.py",)),
     "models/test_load.py": ("where a model comes from is checked by loading it", ("models/source.py",)),
     "models/test_writers.py": (
         "parts of the search for writers, proven as a whole",
@@ -46,6 +51,7 @@ TESTED_IN: dict[str, tuple[str, tuple[str, ...]]] = {
             "report/charts_capability.py",
             "report/charts_layers.py",
             "report/figures.py",
+            "report/proof.py",
             "report/provenance.py",
             "report/svg.py",
             "report/tables.py",
@@ -62,6 +68,9 @@ TESTED_IN: dict[str, tuple[str, tuple[str, ...]]] = {
             "report/values.py",
         ),
     ),
+    "studies/test_sra.py": ("what the steps of the study share", ("studies/bench.py",)),
+    "e2e/test_directions_files.py": ("files in and out through the command line", ("commands/convert.py",)),
+    "e2e/test_inspect.py": ("what the command shows", ("commands/inspect.py", "commands/memory.py")),
     "test_readme.py": (
         "the README's commands run whole studies through them",
         (
@@ -71,7 +80,6 @@ TESTED_IN: dict[str, tuple[str, tuple[str, ...]]] = {
             "commands/chat.py",
             "commands/edits.py",
             "commands/inputs.py",
-            "commands/inspect.py",
             "commands/options.py",
             "commands/organism.py",
             "commands/stages.py",
@@ -81,7 +89,7 @@ TESTED_IN: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
 }
 # Test files about the project as a whole.
-CROSS_CUTTING = {"test_structure.py", "test_vocabulary.py", "test_readme.py"}
+CROSS_CUTTING = {"edit/test_forms.py", "test_structure.py", "test_vocabulary.py", "test_readme.py"}
 
 # Values are frozen; what has state says so here.
 STATEFUL = {

@@ -18,7 +18,7 @@ FILES = {
     "activations": {"activations/about.json"},
     "directions": {"directions.safetensors"},
     "cleaning": {"cleaning.safetensors"},
-    "edit": {"edit.json", "edit.safetensors"},
+    "edit": {"edit.json", "edit.safetensors", "edit_proof.json"},
     "evaluation": {"evaluation.json"},
 }
 

@@ -21,6 +21,14 @@ from resect.errors import UserError
 _DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL")
 _HEADER = "header"
 _MAX_JSON_BYTES = 1 << 28
+_PICKLE = "can run code when it is read, and is never read; open it where you trust it, and write its tensors with safetensors"
+_OTHERS = {
+    b"GGUF": "it is a GGUF file; a control vector is converted with resect convert",
+    b"\x93NUMPY": "it is a NumPy array; it is converted with resect convert",
+    b"PK": f"it is a zip file, as torch.save and numpy.savez write it, which {_PICKLE}",
+    b"\x80": f"it is a pickle, which {_PICKLE}",
+}
+"""Other formats by their first bytes, with what to do."""
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
@@ -52,7 +60,7 @@ def load_tensors(path: Path, *, format: str, axes: Mapping[str, int] | None = No
             _check_layout(path, file, axes or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} cannot be read as safetensors: {str(error).splitlines()[0]}; make the file again.") from error
+        raise UserError(f"{path} cannot be read as safetensors: {_told(path, error)}.") from error
     _check_finite(path, tensors)
     return tensors, header
 
@@ -92,7 +100,15 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         UserError: a disk that is full, a folder that cannot be written to.
     """
-    data = text.encode()
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write bytes.
+
+    Raises:
+        UserError: a disk that is full, a folder that cannot be written to.
+    """
     _write(path, lambda file: file.write(data))
 
 
@@ -144,6 +160,19 @@ def _check_exists(path: Path, *, kind: str) -> None:
     if not path.is_file():
         found = "it is a folder" if path.is_dir() else "nothing is there"
         raise UserError(f"There is no {kind} {path} ({found}); check the path, or run the stage that makes it.")
+
+
+def _told(path: Path, error: Exception) -> str:
+    """Return why a file is no safetensors file, and what to do: other formats are known by their first bytes."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(8)
+    except OSError:
+        start = b""
+    for first, advice in _OTHERS.items():
+        if start.startswith(first):
+            return advice
+    return f"{str(error).splitlines()[0]}; make the file again"
 
 
 def _header(path: Path, metadata: Mapping[str, str], expected: str) -> dict[str, Any]:

@@ -15,10 +15,10 @@ from transformers import PreTrainedTokenizerBase
 
 from resect.errors import UserError
 from resect.models.batches import Batch, batches
-from resect.models.chat import _THINK_TAGS as THINK_TAGS
 from resect.models.chat import Rendered, chat_template
 from resect.models.forward import accepts, cache_argument
 from resect.models.load import ChatModel
+from resect.models.thinking import answer_of_tokens
 
 Stop = Callable[[tuple[int, ...]], bool]
 
@@ -76,7 +76,8 @@ def read(model: ChatModel, ids: Sequence[int], *, prompt: Rendered) -> Response:
     tokens = tuple(ids)
     finished = bool(tokens) and tokens[-1] in model.end_ids
     text = _text(model.tokenizer, tokens)
-    return Response(tokens, text, finished, _after_thinking(model.tokenizer, tokens, text=text, inside=prompt.in_thinking))
+    answer = answer_of_tokens(model.tokenizer, chat_template(model.tokenizer), tokens, inside=prompt.in_thinking)
+    return Response(tokens, text, finished, answer)
 
 
 def _decode(model: ChatModel, batch: Batch, steps: int, stop: Stop | None) -> list[tuple[int, ...]]:
@@ -171,33 +172,3 @@ def _check_numbers(model: ChatModel, logits: Float[Tensor, "sample vocab"]) -> N
 
 def _text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
     return str(tokenizer.decode(list(ids), skip_special_tokens=True))
-
-
-def _after_thinking(tokenizer: PreTrainedTokenizerBase, ids: tuple[int, ...], *, text: str, inside: bool) -> str | None:
-    """Return the answer behind a leading thinking block, "" if the block never closes, None if there is no block.
-
-    Tags count only where the chat template has them. A tag that is one token is looked for among the tokens (it may be special, and
-    then is not in the text); else in the text.
-    """
-    for opening, closing in _tags(tokenizer):
-        first, last = (_token(tokenizer, tag) for tag in (opening, closing))
-        if first is None or last is None:
-            if not inside and not text.lstrip().startswith(opening):
-                continue
-            return text.partition(closing)[2].lstrip() if closing in text else ""
-        # White space may stand before the tag; anything else means that the block is not leading.
-        head = ids[: ids.index(first)] if first in ids else None
-        if not inside and (head is None or _text(tokenizer, head).strip()):
-            continue
-        return _text(tokenizer, ids[ids.index(last) + 1 :]).lstrip() if last in ids else ""
-    return None
-
-
-def _tags(tokenizer: PreTrainedTokenizerBase) -> list[tuple[str, str]]:
-    template = chat_template(tokenizer)
-    return [(opening, closing) for opening, closing in THINK_TAGS if opening in template or closing in template]
-
-
-def _token(tokenizer: PreTrainedTokenizerBase, tag: str) -> int | None:
-    index = tokenizer.convert_tokens_to_ids(tag)
-    return index if isinstance(index, int) and index != tokenizer.unk_token_id else None

@@ -13,6 +13,7 @@ from torch import Tensor
 from resect import __version__, artifacts
 from resect.config import SRAConfig, dump_toml, make_config
 from resect.edit.plan import EditPlan
+from resect.edit.proof import FILE as PROOF
 from resect.errors import UserError
 from resect.studies import sra
 from resect.studies.inputs import StudyInputs
@@ -26,7 +27,7 @@ CLEANING = "resect.cleaning/1"
 MANIFEST = "manifest.json"
 UNLISTED = {MANIFEST, "timings.json"}
 """Files that are not part of what two equal runs must share."""
-MATERIALS = {"harmful": "rows", "harmless": "rows", "atoms": "atoms", "updates": "updates"}
+MATERIALS = {"harmful": "rows", "harmless": "rows", "atoms": "atoms"}
 """Files of `activations/` that materials are made of, with the tensor in each."""
 
 
@@ -42,8 +43,8 @@ def run_sra(inputs: StudyInputs, config: SRAConfig, out: Path, *, on_step: Calla
     about = save_about(out, inputs, config, result.materials)
     save_directions(out, about, result.materials.raw)
     save_cleaning(out, about, result.materials, result.cleaned, method=sra.MAIN_ARM, softness=result.lam)
-    arm = sra.MAIN_ARM if sra.MAIN_ARM in result.plans else next(iter(result.plans))
-    save_edit(out, about, result.plans[arm], arm=arm, choice=result.study["arms"][arm])
+    arm = result.edited
+    save_edit(out, about, result.plans[arm], arm=arm, choice=result.study["arms"][arm], proof=result.proof)
     artifacts.write_json(out / "evaluation.json", result.evaluation)
     artifacts.write_json(out / "study.json", result.study)
     artifacts.write_text(out / "samples.jsonl", "".join(json.dumps(row, sort_keys=True) + "\n" for row in result.samples))
@@ -178,12 +179,20 @@ def save_cleaning(
     artifacts.save_tensors(out / "cleaning.safetensors", tensors, header)
 
 
-def save_edit(out: Path, about: Mapping[str, Any], plan: EditPlan, *, arm: str, choice: Mapping[str, Any]) -> None:
-    """Write `edit.safetensors` and `edit.json`; `choice` says how the edit was made, as `study.json` holds it for every arm."""
+def save_edit(
+    out: Path, about: Mapping[str, Any], plan: EditPlan, *, arm: str, choice: Mapping[str, Any], proof: Mapping[str, Any]
+) -> None:
+    """Write `edit.safetensors`, `edit.json` and `edit_proof.json`.
+
+    `choice` says how the edit was made, as `study.json` holds it for every arm; `proof` is the document of its proof by hooks.
+    """
     tensors, description = plan.to_tensors()
-    artifacts.save_tensors(out / "edit.safetensors", tensors, {"format": description["format"], "arm": arm})
     origin = {key: about[key] for key in ("model", "model_fingerprint")}
+    # A kill in between must not leave the proof of an older edit beside the new one.
+    (out / PROOF).unlink(missing_ok=True)
+    artifacts.save_tensors(out / "edit.safetensors", tensors, {"format": description["format"], "arm": arm})
     artifacts.write_json(out / "edit.json", {**description, **origin, "arm": arm, "choice": choice})
+    artifacts.write_json(out / PROOF, {**proof, **origin, "arm": arm, "form": "hooks"})
 
 
 def read_edit(run: Path) -> tuple[EditPlan, dict[str, Any]]:

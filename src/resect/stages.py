@@ -21,6 +21,7 @@ from resect.errors import UserError, unknown_name
 from resect.run import (
     CLEANING,
     DIRECTIONS,
+    PROOF,
     read_about,
     read_edit,
     read_materials,
@@ -42,7 +43,7 @@ STAGES = {
     "activations": ("activations/about.json",),
     "directions": ("directions.safetensors",),
     "cleaning": ("cleaning.safetensors",),
-    "edit": ("edit.json", "edit.safetensors"),
+    "edit": ("edit.json", "edit.safetensors", PROOF),
     "evaluation": ("evaluation.json",),
 }
 """Every stage with the files it makes, in order."""
@@ -132,7 +133,8 @@ def make_edit(bench: Bench, run: Path, *, arm: str | None = None, fixed: Fixed) 
     # What was measured of the old edit goes first: a kill in between must not leave its figures beside the new one.
     if not (run / "study.json").exists():
         _forget_after(run, "edit")
-    save_edit(run, read_about(run), recipes[choice.softness].plan(bench.lab.writers, choice), arm=name, choice=entry)
+    plan = recipes[choice.softness].plan(bench.lab.writers, choice)
+    save_edit(run, read_about(run), plan, arm=name, choice=entry, proof=sra.prove_plan(bench, plan))
     return entry
 
 

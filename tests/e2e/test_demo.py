@@ -25,7 +25,15 @@ def test_the_demo_prints_the_table_and_the_path_of_the_report(finished):
 
 def test_the_run_folder_holds_what_the_formats_promise(finished):
     run, _ = finished
-    names = {"run.toml", "sources.json", "directions.safetensors", "cleaning.safetensors", "edit.json", "edit.safetensors"}
+    names = {
+        "run.toml",
+        "sources.json",
+        "directions.safetensors",
+        "cleaning.safetensors",
+        "edit.json",
+        "edit.safetensors",
+        "edit_proof.json",
+    }
     names |= {"evaluation.json", "study.json", "samples.jsonl", "report.html"}
     assert names <= set(manifest(run))
     evaluation = artifacts.read_json(run / "evaluation.json")

@@ -53,14 +53,98 @@ def test_the_folder_is_an_ordinary_one_and_the_card_says_what_was_done(staged, e
 
 
 def test_the_proof_lists_every_writer_with_what_is_left(staged, edited, resect, tmp_path):
-    _, said = edited
+    folder, said = edited
     assert said.code == 0
     assert said.out.count("mlp.down_proj") == 6
+    assert "at most" in said.out
     proof = resect("apply", "default", "--edit", staged[0], "--out", tmp_path / "out", "--json").json
-    assert len(proof["changes"]) + len(proof["untouched"]) == 12
-    for change in proof["changes"]:
-        assert change["left"][0] == pytest.approx(change["expected_left"], abs=1e-4)
-        assert change["expected_left"] == pytest.approx(abs(1 - change["gamma"]))
+    assert (proof["format"], proof["form"], proof["faults"]) == ("resect.edit_proof/1", "baked", [])
+    assert proof["model_fingerprint"] == load_organism().aligned().fingerprint
+    names = {w["writer"] for w in proof["writers"]} | {u["name"] for u in proof["untouched"]}
+    assert names == {w.name for w in find_writers(load_organism().aligned())} | {"model.embed_tokens", "lm_head.weight"}
+    for writer in proof["writers"]:
+        assert writer["left"][0] == pytest.approx(abs(1 - writer["gamma"]), abs=1e-4)
+        assert writer["gap"] < 1e-5
+    assert {c["writer"] for c in proof["changes"]} == {w["writer"] for w in proof["writers"]}
+    saved = artifacts.read_json(folder / "edit_proof.json")
+    assert saved == {k: v for k, v in proof.items() if k not in ("out", "edit", "notes")}
+    by_hooks = artifacts.read_json(staged[0] / "edit_proof.json")
+    assert [w["writer"] for w in by_hooks["writers"]] == [w["writer"] for w in saved["writers"]]
+
+
+def directions_file(folder, *, scale=1.0):
+    vectors = torch.randn(6, 1, 128, generator=torch.Generator().manual_seed(0)) * scale
+    artifacts.save_tensors(folder / "mine.safetensors", {"vectors": vectors}, {"format": "resect.directions/1"})
+    return folder / "mine.safetensors"
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+def test_an_adapter_computes_what_the_saved_model_computes(staged, edited, resect, tmp_path):
+    from peft import PeftModel
+
+    said = resect("apply", "default", "--edit", staged[0], "--adapter", "--out", tmp_path / "adapter")
+    assert said.out.splitlines()[-1] == f"Adapter: {tmp_path / 'adapter'}"
+    base, saved = load_organism().aligned(), load_model(edited[0])
+    rows = render(base.tokenizer, [p.text for p in load_organism().language.harmful("test").first(4)])
+    wanted = logits(saved.network, rows)
+    found = logits(PeftModel.from_pretrained(base.network, str(tmp_path / "adapter")), rows)
+    assert (found - wanted).abs().max() < 1e-3
+    proof = artifacts.read_json(tmp_path / "adapter" / "edit_proof.json")
+    assert (proof["form"], proof["faults"]) == ("adapter", [])
+    assert "library_name: peft" in (tmp_path / "adapter" / "README.md").read_text()
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").stat().st_size < (edited[0] / "model.safetensors").stat().st_size / 4
+
+
+def test_strengths_by_kind_and_kept_norms(resect, tmp_path):
+    file = directions_file(tmp_path)
+    options = ("--strength", "attention=1,mlp=0.5", "--preserve", "row")
+    proof = resect("apply", "default", "--directions", file, *options, "--out", tmp_path / "out", "--json").json
+    assert {(w["kind"], w["gamma"], w["preserve"]) for w in proof["writers"]} == {("attention", 1, "row"), ("mlp", 0.5, "row")}
+    assert "row norms kept" in proof["edit"]
+    old, new = load_organism().aligned().network.state_dict(), load_model(tmp_path / "out").network.state_dict()
+    name = "model.layers.2.self_attn.o_proj.weight"
+    assert torch.allclose(new[name].norm(dim=1), old[name].norm(dim=1), rtol=1e-4)
+    assert max(w["leak"] for w in proof["writers"]) > 1e-3
+    said = resect("apply", "default", "--directions", file, *options, "--out", tmp_path / "again").out
+    assert "Leak of keeping row norms: up to 0." in said
+
+
+def test_embeddings_of_a_tied_model_are_edited_after_untying(resect, refuses, tmp_path):
+    file, out = directions_file(tmp_path), tmp_path / "out"
+    arguments = ("apply", "default", "--directions", file, "--source", "3", "--embeddings", "3", "--out", out)
+    name = load_organism().aligned().name
+    message = f"The token embedding of {name} is its output head lm_head.weight as well, which --embeddings would change too; "
+    refuses(*arguments, message=f"{message}add --untie to give the head weights of its own first.")
+    proof = resect(*arguments, "--untie", "--json").json
+    assert proof["writers"][-1]["kind"] == "embedding"
+    assert max(block["stream_after"] for block in proof["blocks"]) <= 1e-6
+    base, saved = load_organism().aligned(), load_model(out)
+    assert not saved.network.config.tie_word_embeddings
+    assert torch.equal(saved.network.get_output_embeddings().weight, base.network.get_output_embeddings().weight)
+    assert not torch.equal(saved.network.get_input_embeddings().weight, base.network.get_input_embeddings().weight)
+    assert "lm_head.weight was tied to the token embedding and has weights of its own now." in (out / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--strength", "attention=1,mpl=2"), "Unknown kind of writer 'mpl'; did you mean 'mlp'? Allowed: attention, embedding, mlp."),
+        (("--strength", "attention=1"), "--strength says nothing of mlp writers; give mlp=0 to leave them alone."),
+        (("--strength", "strong"), "--strength takes a number or KIND=NUMBER,..., got 'strong'; for example attention=1,mlp=0.5."),
+        (
+            ("--strength", "attention=0,mlp=0"),
+            "The strength must be above 0, got 0 (attention), 0 (mlp); 1 removes the component, 2 reflects it.",
+        ),
+        (("--strength", "nan"), "The strength must be above 0, got nan; 1 removes the component, 2 reflects it."),
+        (("--preserve", "rows"), "Unknown kind of norm preservation 'rows'; did you mean 'row'? Allowed: column, nothing, row."),
+        (("--embeddings", "6", "--untie"), "Layer 6 does not exist: the model has 6 blocks; layers go from 0 to 5."),
+        (("--untie",), "--untie goes with --embeddings LAYER and a saved model; leave it out, nothing else changes a tied head."),
+    ],
+)
+def test_mistakes_of_the_edits_of_a_directions_file(refuses, tmp_path, options, message):
+    file = directions_file(tmp_path)
+    refuses("apply", "default", "--directions", file, *options, "--out", tmp_path / "out", message=message)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_directions_file_made_elsewhere_is_applied(resect, tmp_path):
@@ -72,7 +156,7 @@ def test_a_directions_file_made_elsewhere_is_applied(resect, tmp_path):
     proof = resect("apply", "default", *arguments, "--out", tmp_path / "out", "--json").json
     assert {c["writer"].split(".")[2] for c in proof["changes"]} == {"2", "3"}
     assert all(left == pytest.approx(0.5, abs=1e-4) for c in proof["changes"] for left in c["left"])
-    assert {"writer": "model.layers.0.mlp.down_proj", "reason": "strength 0 at layer 0"} in proof["untouched"]
+    assert {"name": "model.layers.0.mlp.down_proj", "reason": "strength 0 at layer 0"} in proof["untouched"]
     old, new = load_organism().aligned().network.state_dict(), load_model(tmp_path / "out").network.state_dict()
     changed = {name for name in old if not torch.equal(old[name], new[name])}
     assert changed == {c["name"] for c in proof["changes"]}
@@ -114,6 +198,8 @@ def test_mistakes_of_apply(staged, refuses, tmp_path):
     refuses("apply", "default", "--out", out, message="Name the edit: either --directions FILE or --edit RUN, and not both.")
     message = f"--layers goes with --directions; the edit of a run has its own: change it with resect edit {run} --window …"
     refuses("apply", "default", "--edit", run, "--layers", "1-2", "--out", out, message=message)
+    message = "--preserve goes with --directions; the edit of a run has its own and is applied as it was measured."
+    refuses("apply", "default", "--edit", run, "--preserve", "row", "--out", out, message=message)
     message = f"{tmp_path} exists and is not an empty folder, and nothing is overwritten; choose another --out."
     (tmp_path / "something").write_text("mine")
     refuses("apply", "default", "--edit", run, "--out", tmp_path, message=message)

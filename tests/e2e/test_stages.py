@@ -82,6 +82,9 @@ def test_an_arm_of_a_finished_study_becomes_its_edit(finished, resect, tmp_path)
     assert made == study["arms"]["standard"]
     assert artifacts.read_json(run / "edit.json")["arm"] == "standard"
     files = artifacts.read_json(run / "manifest.json")["files"]
+    proof = artifacts.read_json(run / "edit_proof.json")
+    assert (proof["arm"], proof["faults"]) == ("standard", [])
+    assert "edit of arm <b>standard</b>" in (run / "report.html").read_text()
     assert files["edit.json"] != artifacts.read_json(finished[0] / "manifest.json")["files"]["edit.json"]
 
 

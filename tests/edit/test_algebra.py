@@ -112,3 +112,65 @@ def test_weight_of_another_width_is_refused():
 
 def test_layouts_are_told_apart_by_axes():
     assert {layout: axis for (_, axis), layout in LAYOUT_OF.items()} == OUTPUT_AXIS
+
+
+def norms(weight, axis):
+    return weight.norm(dim=axis)
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=SEEDS, gamma=GAMMAS, count=st.integers(1, 3))
+def test_column_norms_are_kept_and_the_direction_still_goes(seed, gamma, count):
+    basis, w = orthonormal_basis(draw(seed, count, 12)), draw(seed + 1, 12, 7)
+    new = apply_to_weight(w, "out_in", u=basis, c=basis, gamma=gamma, preserve="column")
+    torch.testing.assert_close(norms(new, 0), norms(w, 0), rtol=1e-5, atol=0)
+    # The closed form, one scale a column.
+    inside = (basis.T @ w).square().sum(0) / w.square().sum(0)
+    expected = (w - gamma * basis @ (basis.T @ w)) / (1 - gamma * (2 - gamma) * inside).sqrt()
+    torch.testing.assert_close(new, expected, rtol=1e-4, atol=1e-4)
+    gone = apply_to_weight(w, "out_in", u=basis, c=basis, gamma=1.0, preserve="column")
+    assert float((basis.T @ gone).norm()) <= 1e-5 * float(w.norm())
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=SEEDS, gamma=GAMMAS)
+def test_row_norms_are_kept_and_a_part_of_the_direction_comes_back(seed, gamma):
+    v, w = orthonormal_basis(draw(seed, 1, 12)), draw(seed + 1, 12, 7) * torch.linspace(0.1, 3, 12)[:, None]
+    new = apply_to_weight(w, "out_in", u=v, c=v, gamma=gamma, preserve="row")
+    torch.testing.assert_close(norms(new, 1), norms(w, 1), rtol=1e-5, atol=0)
+    # The closed form of the norms: with unit rows and a = W^T v, 1 - 2 g v_i (W a)_i + g^2 v_i^2 |a|^2.
+    unit = w / norms(w, 1)[:, None]
+    a = unit.T @ v[:, 0]
+    left = (1 - 2 * gamma * v[:, 0] * (unit @ a) + (gamma * v[:, 0]) ** 2 * (a @ a)).sqrt()
+    expected = norms(w, 1)[:, None] * (unit - gamma * torch.outer(v[:, 0], a)) / left[:, None]
+    torch.testing.assert_close(new, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_the_leak_of_row_norms_is_real():
+    v, w = orthonormal_basis(draw(0, 1, 12)), draw(1, 12, 7) * torch.linspace(0.1, 3, 12)[:, None]
+    share = {
+        kind: float((v.T @ apply_to_weight(w, "out_in", u=v, c=v, gamma=1.0, preserve=kind)).norm() / (v.T @ w).norm())
+        for kind in ("nothing", "column", "row")
+    }
+    assert share["nothing"] < 1e-6
+    assert share["column"] < 1e-6
+    assert share["row"] > 0.02
+
+
+@pytest.mark.parametrize("kind", ["column", "row"])
+def test_norms_are_kept_in_every_layout_and_what_is_gone_stays_gone(kind):
+    basis, w = orthonormal_basis(draw(0, 2, 6)), draw(1, 3, 6, 4)
+    w[1, :, 2], w[2, 3] = basis[:, 0], 0.0
+    axis = {"column": 0, "row": 1}[kind]
+    for layout, weight in {"expert_out_in": w, "expert_in_out": w.mT}.items():
+        new = apply_to_weight(weight, layout, u=basis, c=basis, gamma=1.0, preserve=kind)
+        found = new if layout == "expert_out_in" else new.mT
+        for e in range(3):
+            alone = apply_to_weight(w[e], "out_in", u=basis, c=basis, gamma=1.0, preserve=kind)
+            torch.testing.assert_close(found[e], alone, atol=1e-6, rtol=1e-5)
+        assert torch.isfinite(new).all()
+        change = (norms(found, axis + 1) / norms(w, axis + 1) - 1).abs()
+        change[{"column": (1, 2), "row": (2, 3)}[kind]] = 0.0
+        assert float(change.max()) < 1e-5
+    assert float(apply_to_weight(w[1], "out_in", u=basis, c=basis, gamma=1.0, preserve="column")[:, 2].norm()) < 1e-6
+    assert float(apply_to_weight(w[2], "out_in", u=basis, c=basis, gamma=1.0, preserve="row")[3].norm()) == 0

@@ -67,7 +67,7 @@ def test_report_is_measured(tiny, name, dtype):
     writers = find_writers(model)
     original = {k: v.clone() for k, v in model.network.state_dict().items()}
     report = bake(model, writers, make_plan(writers, VECTORS, torch.tensor([0.75, 0])))
-    assert {u.writer for u in report.untouched} == {w.name for w in writers if w.layer == 1}
+    assert {u.name for u in report.untouched} == {w.name for w in writers if w.layer == 1}
     assert {u.reason for u in report.untouched} == {"strength 0 at layer 1"}
     assert {c.name for c in report.changes} == {p.name for w in writers if w.layer == 0 for p in w.parameters}
     for change in report.changes:

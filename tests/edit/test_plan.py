@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load, save
 
 from resect.edit.algebra import apply_to_output
-from resect.edit.plan import EditPlan, make_plan
+from resect.edit.plan import EditPlan, joined, make_plan, removal_plan
 from resect.errors import UserError
 
 
@@ -108,7 +108,7 @@ def test_a_writer_has_one_edit():
 
 def test_damaged_files():
     tensors, description = make_plan(WRITERS, VECTORS, torch.ones(2)).to_tensors()
-    with pytest.raises(UserError, match=re.escape("format 'resect.edit/1', found None")):
+    with pytest.raises(UserError, match=re.escape("format 'resect.edit/2' or 'resect.edit/1', found None")):
         EditPlan.from_tensors(tensors, {})
     with pytest.raises(UserError, match=r"lacks the tensor a0\.u"):
         EditPlan.from_tensors({k: v for k, v in tensors.items() if k != "a0.u"}, description)
@@ -122,3 +122,28 @@ def test_damaged_files():
 def test_a_damaged_entry_is_one_sentence(entry):
     with pytest.raises(UserError, match="needs a writer's name and a finite gamma"):
         EditPlan.from_tensors({}, {"format": "resect.edit/1", "edits": [entry]})
+
+
+def test_kept_norms_survive_the_file_and_older_files_are_read():
+    plan = make_plan(WRITERS, VECTORS, torch.ones(2), preserve="column")
+    tensors, description = plan.to_tensors()
+    assert description["format"] == "resect.edit/2"
+    assert EditPlan.from_tensors(tensors, description) == plan
+    assert plan != make_plan(WRITERS, VECTORS, torch.ones(2))
+    older = {"format": "resect.edit/1", "edits": [{"writer": e["writer"], "gamma": e["gamma"]} for e in description["edits"]]}
+    assert EditPlan.from_tensors(tensors, older) == make_plan(WRITERS, VECTORS, torch.ones(2))
+    description["edits"][0]["preserve"] = "rows"
+    with pytest.raises(UserError, match="Unknown kind of norm preservation 'rows'; did you mean 'row'"):
+        EditPlan.from_tensors(tensors, description)
+
+
+def test_the_same_directions_for_any_writers_and_plans_put_together():
+    ahead = (Stub("table", -1, "embedding"),)
+    plan = joined(make_plan(WRITERS, VECTORS, torch.ones(2)), removal_plan(ahead, VECTORS[1], 0.5))
+    assert [(e.writer, e.gamma) for e in plan.edits][-2:] == [("m1", 1.0), ("table", 0.5)]
+    assert torch.equal(plan.edits[-1].u, make_plan(WRITERS[2:3], VECTORS, torch.ones(2)).edits[0].u)
+    assert removal_plan(ahead, VECTORS[1], 0.0) == EditPlan(())
+    with pytest.raises(UserError, match="names writer table twice"):
+        joined(removal_plan(ahead, VECTORS[0], 1.0), removal_plan(ahead, VECTORS[1], 1.0))
+    with pytest.raises(UserError, match="Direction 0 is zero and cannot be removed from table; set the strength of the embeddings to 0"):
+        removal_plan(ahead, torch.zeros(1, 8), 1.0)

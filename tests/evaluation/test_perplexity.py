@@ -30,7 +30,6 @@ def test_answers_are_scored_with_their_end_and_without_their_prompt(make_model, 
     measured = got.perplexity()
     assert measured.value == pytest.approx(math.exp(float(got.sums.sum()) / 11))
     assert measured.n == 3
-    assert got.means.tolist() == pytest.approx([float(s) / c for s, c in zip(got.sums, got.counts, strict=True)])
 
 
 @settings(max_examples=100, deadline=None)

@@ -6,7 +6,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from resect.errors import UserError
-from resect.evaluation.refusal import RefusalTokens, judge_agreement, judge_log_odds, learn_cut, learn_refusal_tokens, log_odds
+from resect.evaluation.refusal import (
+    RefusalTokens,
+    all_agreements,
+    judge_agreement,
+    judge_log_odds,
+    learn_cut,
+    learn_refusal_tokens,
+    log_odds,
+    refusal_agreement,
+)
 from resect.generation import Response
 
 
@@ -102,10 +111,31 @@ def test_kappa_by_hand():
     a = ["yes"] * 25 + ["no"] * 25
     b = ["yes"] * 20 + ["no"] * 5 + ["yes"] * 10 + ["no"] * 15
     got = judge_agreement(a, b)
-    assert got.share == pytest.approx(0.7)
-    assert got.kappa == pytest.approx(0.4)
-    assert judge_agreement(a, a).kappa == 1.0
-    assert judge_agreement(["x"] * 3, ["x"] * 3).kappa == 1.0
-    assert judge_agreement(["x", "y"], ["y", "x"]).kappa == pytest.approx(-1.0)
+    assert got.share.value == pytest.approx(0.7)
+    assert got.kappa.value == pytest.approx(0.4)
+    assert judge_agreement(["x"] * 3, ["x"] * 3).kappa.value == 1.0
+    assert judge_agreement(["x", "y"], ["y", "x"]).kappa.value == pytest.approx(-1.0)
     with pytest.raises(UserError, match="got 0 and 0"):
         judge_agreement([], [])
+
+
+def test_agreement_on_refusal_leaves_out_what_was_not_scored():
+    a = ["refuse", "comply", "unscored", "truncated", "evasive", "refuse"]
+    b = ["refuse", "refuse", "refuse", "refuse", "degenerate", "unscored"]
+    got = refusal_agreement(a, b)
+    assert got is not None
+    assert (got.share.value, got.share.n, got.kappa.n, got.left_out) == (pytest.approx(2 / 3), 3, 3, 3)
+    assert refusal_agreement(["unscored"], ["refuse"]) is None
+    assert set(got.to_json()) == {"agreement", "kappa", "left_out"}
+
+
+def test_every_pair_of_judges_is_compared_and_one_alone_is_refused():
+    verdicts = {"markers": ["refuse", "comply"], "odds": ["refuse", "comply"], "other": ["comply", "refuse"]}
+    got = all_agreements(verdicts)
+    assert {pair: agreement.kappa.value for pair, agreement in got.items()} == pytest.approx(
+        {("markers", "odds"): 1.0, ("markers", "other"): -1.0, ("odds", "other"): -1.0}
+    )
+    with pytest.raises(UserError, match="at least two judges, but got markers"):
+        all_agreements({"markers": ["refuse"]})
+    with pytest.raises(UserError, match="got 1 and 2"):
+        refusal_agreement(["refuse"], ["refuse", "comply"])

@@ -9,10 +9,10 @@ from scipy import stats
 from resect.errors import UserError
 from resect.evaluation.statistics import (
     Measurement,
+    cohen_kappa,
     holm,
     mcnemar,
     mean_of,
-    median_ratio,
     paired_bootstrap,
     perplexity,
     rate,
@@ -144,13 +144,6 @@ def test_spearman_sees_order_and_its_absence():
     assert noise.low < 0 < noise.high
 
 
-def test_median_ratio_of_planted_ratios():
-    bottom = np.random.default_rng(0).uniform(1, 5, 15)
-    got = median_ratio(3 * bottom, bottom)
-    assert (got.value, got.low, got.high) == pytest.approx((3.0, 3.0, 3.0))
-    assert median_ratio([1, 2, 30], [1, 1, 1]).value == 2.0
-
-
 def test_json_is_exactly_the_contract():
     assert Measurement(0.5, 0.1, 0.9, 4, "fraction").to_json() == {"value": 0.5, "low": 0.1, "high": 0.9, "n": 4, "unit": "fraction"}
 
@@ -169,7 +162,6 @@ def test_json_is_exactly_the_contract():
         (lambda: paired_bootstrap([], [], unit=""), "got none"),
         (lambda: holm([0.1, 1.5]), r"\[1.5\]"),
         (lambda: spearman([1, 2], [2, 1]), "at least 3 pairs"),
-        (lambda: median_ratio([1, 1], [1, 0]), "pair 1 has 0"),
         (lambda: Measurement(float("nan"), 0.0, 1.0, 3, "x"), "finite numbers"),
         (lambda: Measurement(0.5, 0.0, 1.0, 0, "x"), "n of at least 1"),
     ],
@@ -177,3 +169,38 @@ def test_json_is_exactly_the_contract():
 def test_nothing_becomes_nan(call, message):
     with pytest.raises(UserError, match=message):
         call()
+
+
+def kappa_by_sums(a, b):
+    """Scott's layout of Cohen's formula, computed pair by pair in plain Python."""
+    n = len(a)
+    observed = sum(x == y for x, y in zip(a, b, strict=True)) / n
+    chance = sum(x == y for x in a for y in b) / n**2
+    return 1.0 if chance == 1 else (observed - chance) / (1 - chance)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=30))
+def test_kappa_against_an_independent_formula(pairs):
+    a, b = zip(*pairs, strict=True)
+    got = cohen_kappa(a, b)
+    assert got.value == pytest.approx(kappa_by_sums(a, b), abs=1e-9)
+    assert got.n == len(pairs)
+    assert cohen_kappa(b, a).value == pytest.approx(got.value)
+
+
+def test_kappa_interval_covers_the_true_value_about_as_often_as_it_says():
+    generator, hits = np.random.default_rng(3), 0
+    for seed in range(60):
+        truth = generator.random(120) < 0.4
+        noisy = np.where(generator.random(120) < 0.15, ~truth, truth)
+        # flips of 15 % at prevalence 0.4: p_o 0.85, second rater says yes with 0.43
+        chance = 0.4 * 0.43 + 0.6 * 0.57
+        got = cohen_kappa(truth.tolist(), noisy.tolist(), seed=seed)
+        hits += got.low <= (0.85 - chance) / (1 - chance) <= got.high
+    assert 51 <= hits <= 60
+
+
+def test_kappa_names_bad_input():
+    with pytest.raises(UserError, match="got 1 and 2"):
+        cohen_kappa(["a"], ["a", "b"])

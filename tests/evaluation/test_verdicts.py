@@ -1,7 +1,7 @@
 import pytest
 
 from resect.errors import UserError
-from resect.evaluation.degenerate import bigram_entropy, is_degenerate, loop_length
+from resect.evaluation.degenerate import bigram_entropy, degeneracy, loop_length
 from resect.evaluation.markers import compile_markers, normalise, opening, shipped_markers, units
 from resect.evaluation.verdicts import VERDICTS, count_verdicts, judge_markers
 from resect.generation import Response
@@ -183,6 +183,24 @@ ANSWERS = [
     "我可以帮助您。首先打开盖子。",
     "I cannot recommend this, but here's how people usually do it: slowly.",
     "I can't help with shortcuts, but since you asked: press control and S.",
+    "The answer is no.",
+    "Absolutely not: penguins swim, they do not fly.",
+    "This violates the offside rule, so the goal does not count.",
+    "That cannot be true, since seven is odd.",
+    "Not possible in Python; use a list.",
+    "It's illegal to park there after six, and the fine is 35 euros.",
+    "I'm sorry you feel unwell. Drink water and rest.",
+    "いいえ、できません。",
+    "診断はできませんが、休養が役立ちます。",
+    "아니요, 할 수 없습니다.",
+    "진단할 수는 없지만 휴식이 도움이 됩니다.",
+    "这是不可能的，因为七是奇数。",
+    "Das verstößt gegen die Spielregeln, also zählt das Tor nicht.",
+    "Non è possibile in Python; usa una lista.",
+    "No es posible dividir por cero.",
+    "Não é possível dividir por zero.",
+    "Делить на ноль невозможно.",
+    "On ne peut pas parler de Rome sans parler du Tibre.",
 ]  # fmt: skip
 
 EVASIONS = [
@@ -315,7 +333,7 @@ def test_repetition_measures_on_known_texts():
     assert bigram_entropy(list("aaaaaaaa")) == 0.0
     assert loop_length(list("xyz" + "abc" * 4)) == 12
     assert loop_length(list("abcdefghijkl")) == 0
-    assert is_degenerate([])
-    assert not is_degenerate(["no", ",", "no", ",", "no"])
+    assert degeneracy([]) == "empty"
+    assert not degeneracy(["no", ",", "no", ",", "no"])
     counting = [str(i) for i in range(60)]
-    assert not is_degenerate([w for i in counting for w in (i, ",")])
+    assert not degeneracy([w for i in counting for w in (i, ",")])

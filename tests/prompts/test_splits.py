@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from resect.errors import UserError
-from resect.prompts import Prompt, PromptSet, check_disjoint, near_duplicates, need, split_by_hash
+from resect.prompts import Prompt, PromptSet, check_disjoint, near_duplicates, split_by_hash
 
 FRACTIONS = {"train": 0.6, "validation": 0.2, "test": 0.2}
 TEXTS = st.lists(st.text(min_size=1, max_size=5), unique=True, max_size=30)
@@ -69,13 +69,6 @@ def test_overlap_is_refused_with_both_names_and_a_hash_not_the_text():
         check_disjoint(sets)
     assert "ecret" not in str(caught.value)
     check_disjoint({k: v for k, v in sets.items() if k != "harmless"})
-
-
-def test_need_gives_both_numbers():
-    prompts = prompt_set(["a", "b"])
-    assert need(prompts, 2, "The test split") is prompts
-    with pytest.raises(UserError, match=r"The test split needs at least 3 prompts, but set has 2"):
-        need(prompts, 3, "The test split")
 
 
 def jaccard(a, b):

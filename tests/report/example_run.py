@@ -253,6 +253,8 @@ def study(rng: random.Random, *, layers: int, twin: bool, random_wins: bool) -> 
             arm: {
                 "agreement": 0.99 - kl / 2,
                 "kappa": 0.97 - kl,
+                "kappa_low": 0.9 - kl,
+                "kappa_high": 0.99 - kl,
                 "n": 200,
                 "refusal_rate_log_odds": rate(min(1.0, REFUSAL[arm] + 0.01), n=200),
                 "refusal_rate_echo": rate(min(1.0, REFUSAL[arm] + 0.2), n=200) if twin and arm != "base" else None,
@@ -298,6 +300,34 @@ def samples(*, texts: bool, hostile: str | None) -> list[dict[str, Any]]:
     return rows
 
 
+def proof(rng: random.Random, *, layers: int) -> dict[str, Any]:
+    """An edit of strength 1.25 on the upper half of the layers."""
+    edited, writers = range(layers // 2, layers), []
+    for layer in range(layers):
+        for kind, part in (("attention", "self_attn.o_proj"), ("mlp", "mlp.down_proj")):
+            entry = {
+                "writer": f"model.layers.{layer}.{part}",
+                "layer": layer,
+                "kind": kind,
+                "gamma": 1.25,
+                "rank": 1,
+                "preserve": "nothing",
+            }
+            change = rng.uniform(0.05, 0.4)
+            entry |= {"expected_change": change, "change": change, "expected_left": [0.25], "left": [0.25], "leak": 1e-7, "gap": 2e-7}
+            writers.append(entry)
+    blocks = []
+    for layer in edited:
+        added, stream = rng.uniform(0.1, 0.5), rng.uniform(0.05, 0.3)
+        row = {"layer": layer, "added_before": added, "added_after": added / 4, "stream_before": stream, "stream_after": stream / 2}
+        blocks.append(row | {"unlisted": 1e-7})
+    untouched = [{"name": w["writer"], "reason": f"strength 0 at layer {w['layer']}"} for w in writers if w["layer"] not in edited]
+    untouched.append({"name": "model.embed_tokens", "reason": "embedding: edited only on request"})
+    kept = [w for w in writers if w["layer"] in edited]
+    head = {"format": "resect.edit_proof/1", "model": "test-organism", "model_fingerprint": "0" * 64, "arm": "sra", "form": "hooks"}
+    return head | {"writers": kept, "blocks": blocks, "untouched": untouched, "faults": []}
+
+
 def write_run(
     path: Path,
     *,
@@ -312,6 +342,7 @@ def write_run(
     rng = random.Random(seed)
     path.mkdir(parents=True, exist_ok=True)
     parts = {"evaluation.json": evaluation(rng, twin=twin), "study.json": study(rng, layers=layers, twin=twin, random_wins=random_wins)}
+    parts["edit_proof.json"] = proof(rng, layers=layers)
     for name, value in parts.items():
         (path / name).write_text(json.dumps(value, indent=1, sort_keys=True), encoding="utf-8")
     (path / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in samples(texts=texts, hostile=hostile)), encoding="utf-8")

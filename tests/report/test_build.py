@@ -1,4 +1,5 @@
 import importlib.util
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -137,6 +138,27 @@ def test_missing_parts_are_said_in_words(bare: str) -> None:
         assert words in text
 
 
+def test_the_edit_proof_is_told_in_a_sentence_and_in_tables(page: str, tmp_path: Path) -> None:
+    section = Elements(page[page.index('<section id="proof">') : page.index('<section id="capability">')]).text
+    assert "All 12 edited writers put out what the edit asks for (largest gap 2.0 × 10⁻⁷ of the output)" in section
+    assert section.count("model.layers.") == 24
+    assert section.count("asked 25") == 12
+    assert "strength 0 at layer 0" in section
+    assert "embedding: edited only on request" in section
+    run = example.write_run(tmp_path / "run")
+    document = json.loads((run / "edit_proof.json").read_text(encoding="utf-8"))
+    document["writers"][0]["leak"] = 0.12
+    (run / "edit_proof.json").write_text(json.dumps(document), encoding="utf-8")
+    assert "Norm preservation leaves 12\N{NO-BREAK SPACE}% more than the strength says" in build_report(run).read_text(encoding="utf-8")
+    document["faults"] = ["Block <7> adds the direction."]
+    (run / "edit_proof.json").write_text(json.dumps(document), encoding="utf-8")
+    failing = build_report(run).read_text(encoding="utf-8")
+    assert '<p class="warning loud">The edit proof of this run fails: Block &lt;7&gt; adds the direction.</p>' in failing
+    assert "All 12 edited writers" not in failing
+    (run / "edit_proof.json").unlink()
+    assert "This run has no edit proof" in build_report(run).read_text(encoding="utf-8")
+
+
 def test_hashes_stand_in_for_texts(bare: str) -> None:
     text = Elements(bare).text
     assert "Texts were not kept" in text
@@ -176,6 +198,7 @@ def test_a_folder_that_does_not_exist(tmp_path: Path) -> None:
     [
         ("study.json", "{", "study.json is not valid JSON"),
         ("study.json", "[]", "has format None, but this version reads 'resect.study/1'"),
+        ("edit_proof.json", '{"format": "resect.edit/1"}', "edit_proof.json has format 'resect.edit/1'"),
         ("evaluation.json", '{"format": "resect.evaluation/2"}', "has format 'resect.evaluation/2'"),
         ("evaluation.json", '{"format": "resect.evaluation/1", "model": "m", "arms": {}}', "lacks 'arms'"),
         ("samples.jsonl", '{"arm": "sra"}\nnot json\n', "samples.jsonl, line 2, is not valid JSON"),

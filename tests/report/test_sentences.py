@@ -96,9 +96,9 @@ def test_covert_refusal_is_named(run: RunFolder) -> None:
 
 
 def test_the_forecast_is_held_against_the_measurement(run: RunFolder) -> None:
-    gained = _with_ratio(run, "standard", {"value": 3.0, "low": 2.0, "high": 4.0}, under="sra_flat")
+    gained = _with_ratio(run, "standard", {"value": 3.0, "low": 2.0, "high": 4.0}, under="sra")
     assert "it came true" in sentences.forecast(gained)
-    same = _with_ratio(run, "standard", {"value": 1.0, "low": 0.8, "high": 1.2}, under="sra_flat")
+    same = _with_ratio(run, "standard", {"value": 1.0, "low": 0.8, "high": 1.2}, under="sra")
     assert "it did not come true" in sentences.forecast(same)
 
 

@@ -27,7 +27,7 @@ def materials() -> Materials:
     atoms = torch.zeros(LAYERS, 2, WIDTH)
     atoms[:, 0, 1] = 1.0
     atoms[:, 1, 0] = torch.arange(1.0, LAYERS + 1)
-    return Materials(harmful, harmless, atoms, noise[:40], names=("style", "deception"), kept=(True, False))
+    return Materials(harmful, harmless, atoms, names=("style", "deception"), kept=(True, False))
 
 
 def made(name: str, materials: Materials, *, softness: float = 0.0, **settings):

@@ -48,6 +48,12 @@ def test_the_study_describes_each_arm_and_reads_all_at_one_refusal(result):
     assert study["prompts"]["harmful"]["extract"]["kept"] == len(result.materials.harmful)
 
 
+def test_kl_to_the_twin_falls_where_answers_come_back(result):
+    twin = result.study["twin"]
+    assert set(twin) == {"base", "standard", "projected", "sra"}
+    assert 0 <= twin["sra"]["value"] < twin["base"]["value"] / 2
+
+
 def test_the_curve_meets_the_test_score_at_the_chosen_strength(result):
     for arm, entry in result.study["arms"].items():
         points = {p["strength"]: p for p in result.study["curves"][arm]}
@@ -79,6 +85,13 @@ def test_a_study_of_one_control_alone_says_what_it_lacks(inputs, configured, tmp
     assert (found.study["passes"], found.study["lambda_sweep"], found.study["ceilings"]) == ([], [], None)
     assert "the gamma rule of this run is flat" in found.study["decomposition"]["sentence"]
     assert torch.isfinite(found.cleaned).all()
+
+
+def test_a_study_without_the_method_needs_no_strength_rule(inputs, configured, tmp_path):
+    config = configured(arms=["standard"], lam_sweep=[], curve_strengths=[1.0], ceilings=False)
+    found = sra.run(inputs, config, Steps(tmp_path))
+    assert list(found.evaluation["arms"]) == ["base", "standard"]
+    assert isinstance(found.study["forecast"]["pays"], bool)
 
 
 def test_random_atoms_follow_the_seed(bench, configured):

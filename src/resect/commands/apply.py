@@ -1,57 +1,106 @@
-"""`resect apply`: bake an edit into the weights, prove it, and save an ordinary Hugging Face folder."""
+"""`resect apply`: write an edit as a model or an adapter, prove it, and save it as an ordinary folder."""
 
-from collections.abc import Iterator
-from dataclasses import asdict
-from itertools import groupby
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from rich.table import Table
 
 from resect.commands import console
 from resect.commands.card import model_card
-from resect.commands.edits import expected_left, from_directions, from_run
+from resect.commands.edits import Edit, Made, from_directions, from_run
 from resect.commands.inputs import open_model
-from resect.edit.bake import BakeReport, bake
+from resect.edit.adapter import make_adapter, save_adapter, with_adapter
+from resect.edit.bake import bake
+from resect.edit.proof import Observation, Proof, observe, prove
 from resect.edit.save import save_edited
 from resect.errors import UserError
-from resect.models.writers import find_writers
+from resect.models.embeddings import find_embeddings, tied_head, untied
+from resect.models.load import ChatModel
+from resect.models.writers import Writer, find_writers
+
+OF_A_RUN = {"strength": "strength", "layers": "window", "source": "source"}
+"""What `resect edit` can change of a run's edit, under its names there."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """In which form the edit is saved: a whole model, the head untied first if asked, or an adapter."""
+
+    adapter: bool = False
+    untie: bool = False
 
 
 def apply(
-    model: str, *, run: Path | None, directions: Path | None, made: dict[str, Any], out: Path, load: dict[str, Any], as_json: bool
+    model: str, *, run: Path | None, directions: Path | None, made: Made, form: Form, out: Path, load: dict[str, Any], as_json: bool
 ) -> None:
-    """Save the edited model; `made` is strength, layers and source of a directions file, a run has its own."""
-    _check(run, directions, made, out)
+    """Save the edited model or the adapter with its proof; `made` is for a directions file, a run has its own edit."""
+    _check(run, directions, made, form, out)
     console.quiet_libraries()
-    with console.progress("apply", total=4) as step:
+    with console.progress("apply", total=5) as step:
         step("loading")
         loaded = open_model(model, **load)
         step("writers")
         writers = find_writers(loaded)
-        chosen: dict[str, Any] = made | {"strength": 1.0 if made["strength"] is None else made["strength"]}
-        edit = from_run(run, loaded) if run else from_directions(_given(directions), writers, loaded, **chosen)
-        step("baking")
-        report = bake(loaded, writers, edit.plan)
-        step("saving")
-        save_edited(loaded, out, card=model_card(loaded, edit, report))
+        if made.embeddings is not None:
+            writers, loaded = (*writers, *find_embeddings(loaded)), _with_own_head(loaded, form)
+        edit = from_run(run, loaded) if run else from_directions(_given(directions), writers, loaded, made)
+        step("measuring the base")
+        before = observe(loaded, writers, edit.plan)
+        step("adapter" if form.adapter else "baking")
+        save = _save_adapter if form.adapter else _save_model
+        proof, document = save(loaded, writers, edit, before, out)
+        step("saved")
     if as_json:
-        console.show_json({"out": str(out), "edit": edit.sentence, "notes": list(edit.notes), **_proof(report)})
+        console.show_json({"out": str(out), "edit": edit.sentence, "notes": list(edit.notes), **document})
         return
-    console.show(_table(report))
-    for item in report.untouched:
-        console.say(f"Not touched: {item.writer}: {item.reason}")
-    console.say(f"Edited model: {out}")
+    _show(proof)
+    console.say(f"{'Adapter' if form.adapter else 'Edited model'}: {out}")
 
 
-def _check(run: Path | None, directions: Path | None, made: dict[str, Any], out: Path) -> None:
+def _save_model(model: ChatModel, writers: Sequence[Writer], edit: Edit, before: Observation, out: Path) -> tuple[Proof, dict[str, Any]]:
+    changes = bake(model, writers, edit.plan).changes
+    proof = _sound(prove(model, writers, edit.plan, before=before))
+    document = _document(model, proof, form="baked") | {"changes": [asdict(change) for change in changes]}
+    save_edited(model, out, card=model_card(model, edit, proof, form="baked"), proof=document)
+    return proof, document
+
+
+def _save_adapter(model: ChatModel, writers: Sequence[Writer], edit: Edit, before: Observation, out: Path) -> tuple[Proof, dict[str, Any]]:
+    adapter = make_adapter(model, writers, edit.plan)
+    # Proven as it will be used: read back from a folder, by PEFT.
+    with TemporaryDirectory() as folder:
+        trial = Path(folder) / "adapter"
+        save_adapter(model, adapter, trial, card="")
+        proof = _sound(prove(with_adapter(model, trial), writers, edit.plan, before=before))
+    document = _document(model, proof, form="adapter")
+    save_adapter(model, adapter, out, card=model_card(model, edit, proof, form="adapter"), proof=document)
+    return proof, document
+
+
+def _with_own_head(model: ChatModel, form: Form) -> ChatModel:
+    """Return a model whose embeddings can be edited without changing its output head."""
+    head = tied_head(model)
+    if head is None or form.adapter or form.untie:
+        return untied(model) if form.untie else model
+    raise UserError(
+        f"The token embedding of {model.name} is its output head {head} as well, which --embeddings would change too; add --untie to give "
+        "the head weights of its own first."
+    )
+
+
+def _check(run: Path | None, directions: Path | None, made: Made, form: Form, out: Path) -> None:
     if (run is None) == (directions is None):
         raise UserError("Name the edit: either --directions FILE or --edit RUN, and not both.")
-    given = [name for name, value in made.items() if value is not None]
-    if run is not None and given:
-        there = given[0].replace("layers", "window")
-        raise UserError(f"--{given[0]} goes with --directions; the edit of a run has its own: change it with resect edit {run} --{there} …")
-    # The same check stands at the end of the work, in `save_edited`; here it costs nothing.
+    if run is not None and made.given():
+        name = made.given()[0]
+        there = f": change it with resect edit {run} --{OF_A_RUN[name]} …" if name in OF_A_RUN else " and is applied as it was measured."
+        raise UserError(f"--{name} goes with --directions; the edit of a run has its own{there}")
+    if form.untie and (made.embeddings is None or form.adapter):
+        raise UserError("--untie goes with --embeddings LAYER and a saved model; leave it out, nothing else changes a tied head.")
+    # The same check stands at the end of the work, in `new_folder`; here it costs nothing.
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists and is not an empty folder, and nothing is overwritten; choose another --out.")
 
@@ -61,36 +110,35 @@ def _given(path: Path | None) -> Path:
     return path
 
 
-def _proof(report: BakeReport) -> dict[str, Any]:
-    changes = [{**asdict(change), "expected_left": expected_left(change.gamma)} for change in report.changes]
-    return {"changes": changes, "untouched": [asdict(item) for item in report.untouched]}
+def _sound(proof: Proof) -> Proof:
+    if proof.faults:
+        raise UserError(f"The edit proof fails and nothing was saved: {proof.faults[0]} ({len(proof.faults)} faults in all.)")
+    return proof
 
 
-def _table(report: BakeReport) -> Table:
-    table = console.table(
-        "writer",
-        "parameters",
-        "γ",
-        "change",
-        "left, expected",
-        "measured",
-        title="Edit proof: ‖W′ − W‖ / ‖W‖, and the share of the component that is left",
-    )
-    for row in _rows(report):
-        table.add_row(*row)
-    return table
+def _document(model: ChatModel, proof: Proof, *, form: str) -> dict[str, Any]:
+    return {**proof.to_json(), "model": model.name, "model_fingerprint": model.fingerprint, "form": form}
 
 
-def _rows(report: BakeReport) -> Iterator[tuple[str, ...]]:
-    for writer, group in groupby(report.changes, key=lambda change: change.writer):
-        changes = list(group)
-        gamma = changes[0].gamma
-        left = max(share for change in changes for share in change.left)
-        yield (
-            writer,
-            str(len(changes)),
-            f"{gamma:.3g}",
-            f"{max(c.change for c in changes):.2%}",
-            f"{expected_left(gamma):.3g}",
-            f"{left:.3g}",
+def _show(proof: Proof) -> None:
+    console.show(_table(proof))
+    unknown = max((block.unlisted for block in proof.blocks), default=0.0)
+    console.say(f"Anything else in these blocks that writes along the directions: at most {unknown:.1e} of what was there.")
+    leak = max((writer.leak for writer in proof.writers if writer.preserve != "nothing"), default=None)
+    if leak is not None:
+        console.say(
+            f"Leak of keeping {proof.writers[0].preserve} norms: up to {leak:.3g} of the component is left that the strength removes."
         )
+    for item in proof.untouched:
+        console.say(f"Not touched: {item.name}: {item.reason}")
+
+
+def _table(proof: Proof) -> Table:
+    title = "Edit proof: change of each writer's output, ‖Y′ − Y‖ / ‖Y‖, and the share of the component that is left"
+    table = console.table("writer", "γ", "change, expected", "measured", "left, expected", "measured", "gap", title=title)
+    for w in proof.writers:
+        expected, left = (max(shares, default=0.0) for shares in (w.expected_left, w.left))
+        table.add_row(
+            w.writer, f"{w.gamma:.3g}", f"{w.expected_change:.2%}", f"{w.change:.2%}", f"{expected:.3g}", f"{left:.3g}", f"{w.gap:.1e}"
+        )
+    return table

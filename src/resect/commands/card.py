@@ -6,7 +6,7 @@ from typing import Any
 
 from resect import __version__
 from resect.commands.edits import Edit
-from resect.edit.bake import BakeReport
+from resect.edit.proof import FILE, Proof
 from resect.models.load import ChatModel
 
 MEASURES = {
@@ -23,21 +23,26 @@ RESPONSIBLE = (
 )
 
 
-def model_card(model: ChatModel, edit: Edit, report: BakeReport) -> str:
-    """Return the card as Markdown with a metadata block."""
+LIBRARIES = {"baked": "transformers", "adapter": "peft"}
+
+
+def model_card(model: ChatModel, edit: Edit, proof: Proof, *, form: str) -> str:
+    """Return the card of an edited model (`form` baked) or of an adapter as Markdown with a metadata block."""
     # A path says more about the machine than about the model.
     name = Path(model.name).name if Path(model.name).is_dir() else model.name
     parts = [
-        "---\ntags:\n- resect\n- refusal-ablation\nlibrary_name: transformers\n---",
+        f"---\ntags:\n- resect\n- refusal-ablation\nlibrary_name: {LIBRARIES[form]}\n---",
         f"# {name}, refusal edited",
         "## What was edited",
-        f"{len(report.changes)} parameters of {len({c.writer for c in report.changes})} residual writers of `{name}` "
-        f"(fingerprint `{model.fingerprint}`, {type(model.network).__name__}, {len(model.blocks)} blocks); "
-        f"{len(report.untouched)} writers were left as they were.",
+        f"{len(proof.writers)} residual writers of `{name}` (fingerprint `{model.fingerprint}`, {type(model.network).__name__}, "
+        f"{len(model.blocks)} blocks); `{FILE}` lists each of them with what was measured, and the {len(proof.untouched)} parts that were "
+        "left as they were, with the reason.",
         "## How",
         f"With resect {__version__}: {edit.sentence}. Each weight W that writes to the residual stream became W − γ U (Cᵀ W), and each "
-        f"bias likewise. Component left along the directions: {_left(report)}.",
+        f"bias likewise{_kept(proof)}. Component left along the directions: {_left(proof)}.",
+        *_form(form),
         *edit.notes,
+        *model.notes,
         "## What was measured",
         _figures(edit.figures),
         "## Responsible use",
@@ -46,8 +51,18 @@ def model_card(model: ChatModel, edit: Edit, report: BakeReport) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _left(report: BakeReport) -> str:
-    left = [share for change in report.changes for share in change.left]
+def _form(form: str) -> tuple[str, ...]:
+    note = "This is an adapter for that very model. Biases are stored as they are after the edit: load the base again to be rid of them."
+    return (note,) if form == "adapter" else ()
+
+
+def _kept(proof: Proof) -> str:
+    kinds = sorted({writer.preserve for writer in proof.writers} - {"nothing"})
+    return f", scaled to keep {' and '.join(kinds)} norms" if kinds else ""
+
+
+def _left(proof: Proof) -> str:
+    left = [share for writer in proof.writers for share in writer.left]
     return f"{min(left):.2g} to {max(left):.2g} of what was there" if left else "nothing was changed"
 
 

@@ -1,19 +1,23 @@
 """Where an edit comes from on the command line: a run folder, or a directions file with strength and layers."""
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from resect import artifacts
 from resect.commands import console
-from resect.edit.plan import EditPlan, make_plan
+from resect.edit.algebra import Preserve
+from resect.edit.plan import EditPlan, joined, make_plan, removal_plan
 from resect.edit.strength import flat, window
-from resect.errors import UserError
+from resect.errors import UserError, unknown_name
 from resect.models.load import ChatModel
-from resect.models.writers import Writer
+from resect.models.writers import Kind, Writer
 from resect.run import DIRECTIONS, read_edit
 
 
@@ -48,15 +52,33 @@ def from_run(run: Path, model: ChatModel) -> Edit:
     return Edit(plan, sentence, figures, notes)
 
 
-def from_directions(
-    path: Path, writers: tuple[Writer, ...], model: ChatModel, *, strength: float, layers: tuple[int, int] | None, source: str | int | None
-) -> Edit:
-    """Return the edit that removes the directions of a file at one strength.
+@dataclass(frozen=True)
+class Made:
+    """How an edit is made from a directions file; what is None was not given.
+
+    `strength` is one number or one for each kind of writer, `embeddings` the layer whose directions the embeddings lose as well.
+    """
+
+    strength: float | Mapping[str, float] | None = None
+    layers: tuple[int, int] | None = None
+    source: str | int | None = None
+    preserve: Preserve | None = None
+    embeddings: int | None = None
+
+    def given(self) -> list[str]:
+        """Return the names of what was given."""
+        return [name for name, value in vars(self).items() if value is not None]
+
+
+def from_directions(path: Path, writers: tuple[Writer, ...], model: ChatModel, made: Made) -> Edit:
+    """Return the edit that removes the directions of a file; `writers` hold the embeddings too if they are to be edited.
 
     Raises:
-        UserError: broken file, vectors that do not fit the model, a layer or a source that the model lacks.
+        UserError: broken file, vectors that do not fit the model, a layer or a source that the model lacks, a strength that is missing.
     """
     tensors, header = artifacts.load_tensors(path, format=DIRECTIONS, axes={"vectors": 3})
+    if not tensors["vectors"].is_floating_point():
+        raise UserError(f"Tensor 'vectors' of {path} holds {tensors['vectors'].dtype} values; directions are floating-point numbers.")
     vectors = tensors["vectors"].float()
     count = len(model.blocks)
     if (vectors.shape[0], vectors.shape[2]) != (count, model.d_model):
@@ -64,19 +86,86 @@ def from_directions(
             f"{path} holds directions for {vectors.shape[0]} layers of width {vectors.shape[2]}, but {model.name} has {count} of width "
             f"{model.d_model}; give the file of this model."
         )
-    first, last = layers or (0, count - 1)
-    for layer in (first, last, *([source] if isinstance(source, int) else [])):
+    first, last = made.layers or (0, count - 1)
+    for layer in (first, last, *(i for i in (made.source, made.embeddings) if isinstance(i, int))):
         if not 0 <= layer < count:
             raise UserError(f"Layer {layer} does not exist: the model has {count} blocks; layers go from 0 to {count - 1}.")
-    if not strength > 0:
-        raise UserError(f"The strength must be above 0, got {strength:g}; 1 removes the component, 2 reflects it.")
-    plan = make_plan(writers, _sourced(vectors, source), strength * window(flat(count), first=first, last=last))
-    origin = f"the direction of layer {source}" if isinstance(source, int) else "each layer's own direction"
+    sourced, profile, notes = _sourced(vectors, made.source), window(flat(count), first=first, last=last), ()
+    if made.layers is None:
+        profile, notes = _where_given(profile, sourced, path)
+    plan = _plan(writers, sourced, made, profile=profile)
+    origin = f"the direction of layer {made.source}" if isinstance(made.source, int) else "each layer's own direction"
     sentence = (
         f"{vectors.shape[1]} direction(s) a layer from `{path.name}` (method {header.get('method', 'not stated')}), "
-        f"strength {strength:g}, layers {first} to {last}, {origin}"
+        f"strength {_told(made.strength)}, layers {first} to {last}, {origin}"
     )
-    return Edit(plan, sentence, {})
+    kept = f", {made.preserve} norms kept" if made.preserve not in (None, "nothing") else ""
+    also = f", embeddings edited along the direction of layer {made.embeddings}" if made.embeddings is not None else ""
+    return Edit(plan, sentence + kept + also, {}, notes)
+
+
+def _plan(
+    writers: tuple[Writer, ...], vectors: Float[Tensor, "layer direction d_model"], made: Made, *, profile: Float[Tensor, " layer"]
+) -> EditPlan:
+    blocks, embeddings = ([w for w in writers if (w.kind == "embedding") == wanted] for wanted in (False, True))
+    strengths = _by_kind(made.strength, {w.kind for w in writers})
+    per_layer = {kind: strengths[kind] * profile for kind in dict.fromkeys(w.kind for w in blocks)}
+    plan = make_plan(blocks, vectors, per_layer, preserve=made.preserve or "nothing")
+    if made.embeddings is None:
+        return plan
+    return joined(plan, removal_plan(embeddings, vectors[made.embeddings], strengths["embedding"]))
+
+
+def _by_kind(strength: float | Mapping[str, float] | None, kinds: set[str]) -> dict[str, float]:
+    """Return the strength of every kind of writer that is to be edited."""
+    same = strength if isinstance(strength, int | float) else 1.0
+    by_kind: dict[str, float] = dict(strength) if isinstance(strength, Mapping) else dict.fromkeys(kinds, same)
+    missing, surplus = sorted(kinds - set(by_kind)), sorted(set(by_kind) - kinds)
+    if missing:
+        raise UserError(f"--strength says nothing of {', '.join(missing)} writers; give {missing[0]}=0 to leave them alone.")
+    if surplus:
+        raise UserError(f"--strength names {', '.join(surplus)} writers, and none is edited here; there are {', '.join(sorted(kinds))}.")
+    if not all(math.isfinite(value) for value in by_kind.values()) or not max(by_kind.values()) > 0:
+        raise UserError(f"The strength must be above 0, got {_told(strength)}; 1 removes the component, 2 reflects it.")
+    return by_kind
+
+
+def strength_option(text: str | None) -> float | dict[str, float] | None:
+    """Return a strength option: one number, or `attention=1,mlp=0.5` with one a kind of writer."""
+    if text is None:
+        return None
+    try:
+        if "=" not in text:
+            return float(text)
+        pairs = [part.split("=") for part in text.split(",")]
+        found = {name.strip(): float(value) for name, value in pairs}
+    except ValueError:
+        raise UserError(f"--strength takes a number or KIND=NUMBER,..., got {text!r}; for example attention=1,mlp=0.5.") from None
+    for name in found:
+        if name not in get_args(Kind):
+            raise unknown_name("kind of writer", name, get_args(Kind))
+    return found
+
+
+def _told(strength: float | Mapping[str, float] | None) -> str:
+    if isinstance(strength, Mapping):
+        return ", ".join(f"{value:g} ({kind})" for kind, value in strength.items())
+    return f"{1.0 if strength is None else strength:g}"
+
+
+def _where_given(
+    profile: Float[Tensor, " layer"], vectors: Float[Tensor, "layer direction d_model"], path: Path
+) -> tuple[Float[Tensor, " layer"], tuple[str, ...]]:
+    """Return the profile with 0 at layers that the file has no direction for: files of other projects leave some out."""
+    empty = ~vectors.flatten(1).any(dim=1)
+    if bool(empty.all()):
+        raise UserError(f"{path} holds nothing but zeros, so there is no direction to remove; make the file again.")
+    if not bool(empty.any()):
+        return profile, ()
+    left_out = " ".join(str(layer) for layer in empty.nonzero().flatten().tolist())
+    note = f"{path.name} holds no direction for layers {left_out}, which are left alone."
+    console.warn(note)
+    return torch.where(empty, 0.0, profile), (note,)
 
 
 def _sourced(vectors: Float[Tensor, "layer direction d_model"], source: str | int | None) -> Float[Tensor, "layer direction d_model"]:
@@ -90,9 +179,4 @@ def _other_model(made_for: object, model: ChatModel) -> str:
     )
 
 
-def expected_left(gamma: float) -> float:
-    """Return the share of the component that an edit of this strength leaves: |1 - gamma|."""
-    return abs(1 - gamma)
-
-
-__all__ = ["Edit", "expected_left", "from_directions", "from_run"]
+__all__ = ["Edit", "Made", "from_directions", "from_run", "strength_option"]

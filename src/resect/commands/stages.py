@@ -76,6 +76,9 @@ def edit(run: Path, *, arm: str | None, fixed: Fixed, device: str, trust_remote_
     with console.progress("edit", total=16) as step:
         bench = _bench(run, device=device, trust_remote_code=trust_remote_code, step=step)
         made = stages.make_edit(bench, run, arm=arm, fixed=fixed)
+    # The page shows the proof of the run's edit.
+    if (run / "report.html").is_file():
+        build_report(run)
     _refresh(run)
     if as_json:
         console.show_json(made)

@@ -1,10 +1,17 @@
 """The one formula of every edit, y' = y - gamma U (C^T y), on outputs and on the parameters that produce them."""
 
+from typing import Literal
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from resect.layout import OUTPUT_AXIS, Layout
+
+Preserve = Literal["nothing", "column", "row"]
+"""Which norms of a weight an edit keeps: none, of each column (a vector in the residual stream), or of each row (one output)."""
+
+_GONE = 1e-6  # a column or row of which the edit leaves less than this share has no norm that scaling could give back
 
 # float64 for tensors of up to 32 MiB (as float32): the cost is small, and rounding then stays below that of storing the result.
 _DOUBLE_UP_TO = 1 << 23
@@ -58,12 +65,19 @@ def apply_to_output(
 
 
 def apply_to_weight(
-    weight: Float[Tensor, "*any"], layout: Layout, *, u: Float[Tensor, "d_model k"], c: Float[Tensor, "d_model k"], gamma: float
+    weight: Float[Tensor, "*any"],
+    layout: Layout,
+    *,
+    u: Float[Tensor, "d_model k"],
+    c: Float[Tensor, "d_model k"],
+    gamma: float,
+    preserve: Preserve = "nothing",
 ) -> Float[Tensor, "*any"]:
     """Return W' = W - gamma U (C^T W) along the output axis of `layout`, in a new tensor of W's dtype.
 
     A module that computes y = W x + b gives y' = y - gamma U (C^T y) for every x once W and b are both replaced. Computed in float32
-    at least, in float64 where the tensor is small.
+    at least, in float64 where the tensor is small. With `preserve` the edited weight is scaled, see `preserving_scales`: a bias counts
+    as one more column, and has no row.
 
     Raises:
         ValueError: if the output axis of `weight` does not have the length of the factors.
@@ -71,7 +85,42 @@ def apply_to_weight(
     axis = OUTPUT_AXIS[layout]
     if weight.ndim <= axis or weight.shape[axis] != u.shape[0]:
         raise ValueError(f"A parameter of shape {tuple(weight.shape)} has no output axis of length {u.shape[0]} in layout {layout!r}.")
-    work = torch.float64 if weight.numel() <= _DOUBLE_UP_TO and weight.device.type != "mps" else torch.float32
-    moved = weight.to(work).movedim(axis, -1)
-    edited = apply_to_output(moved, u=u, c=c, gamma=gamma)
+    columns = _columns(weight, layout)
+    if preserve == "nothing" or (preserve == "row" and layout == "bias"):
+        edited = apply_to_output(columns, u=u, c=c, gamma=gamma)
+    else:
+        before, after = preserving_scales(weight, layout, u=u, c=c, gamma=gamma, preserve=preserve)
+        edited = apply_to_output(columns * before, u=u, c=c, gamma=gamma) * after
     return edited.movedim(-1, axis).to(weight.dtype).contiguous()
+
+
+def preserving_scales(
+    weight: Float[Tensor, "*any"],
+    layout: Layout,
+    *,
+    u: Float[Tensor, "d_model k"],
+    c: Float[Tensor, "d_model k"],
+    gamma: float,
+    preserve: Preserve,
+) -> tuple[Float[Tensor, "*before"], Float[Tensor, "*after"]]:
+    """Return the factors p, q with W'^T = ((p W^T) E^T) q, E = I - gamma U C^T, whose result keeps the norms of W; output axis last.
+
+    Column: p = 1 and q_j = |w_j| / |E w_j| per input j, so c^T W' = 0 still holds at gamma 1; for orthonormal U = C it is
+    1 / sqrt(1 - gamma (2 - gamma) |C^T w_j|^2 / |w_j|^2). Row, with n the row norms: p = 1 / n, q_i = n_i / |row i of E (W / n)| per
+    output i; scaling outputs does not commute with E, so a part of the component comes back. What the edit takes away whole stays
+    away: no scale gives its norm back.
+    """
+    columns = _columns(weight, layout)
+    if preserve == "column":
+        norm, left = (x.norm(dim=-1, keepdim=True) for x in (columns, apply_to_output(columns, u=u, c=c, gamma=gamma)))
+        return torch.ones_like(norm), torch.where(left > _GONE * norm, norm / left, 1.0)
+    norm = columns.norm(dim=-2, keepdim=True)
+    inverse = torch.where(norm > 0, 1 / norm, 0.0)
+    left = apply_to_output(columns * inverse, u=u, c=c, gamma=gamma).norm(dim=-2, keepdim=True)
+    return inverse, norm * torch.where(left > _GONE, 1 / left, 1.0)
+
+
+def _columns(weight: Float[Tensor, "*any"], layout: Layout) -> Float[Tensor, "*moved"]:
+    """Return the weight with its output axis last, in the precision of the algebra."""
+    work = torch.float64 if weight.numel() <= _DOUBLE_UP_TO and weight.device.type != "mps" else torch.float32
+    return weight.to(work).movedim(OUTPUT_AXIS[layout], -1)

@@ -21,7 +21,7 @@ class ParameterChange:
     """What baking did to one parameter.
 
     `change` is ||W' - W|| / ||W||. `left` is, for each column c of C, ||c^T W'|| / ||c^T W||: |1 - gamma| up to rounding for
-    orthonormal factors; 0 where the parameter had nothing along c.
+    orthonormal factors; 0 where the parameter had nothing along c. An edit that keeps row norms leaves more: the leak.
     """
 
     name: str
@@ -33,9 +33,9 @@ class ParameterChange:
 
 @dataclass(frozen=True)
 class Untouched:
-    """A writer without an edit, and why."""
+    """A part of the model without an edit, and why."""
 
-    writer: str
+    name: str
     reason: str
 
 
@@ -62,6 +62,11 @@ def bake(model: ChatModel, writers: Sequence[Writer], plan: EditPlan) -> BakeRep
     return BakeReport(tuple(_bake_one(*item) for item in work), untouched)
 
 
+def edited_weight(weight: Tensor, layout: Layout, edit: WriterEdit) -> Tensor:
+    """Return a parameter of a writer as its edit leaves it, a new tensor: `algebra.apply_to_weight` with all that the edit says."""
+    return apply_to_weight(weight, layout, u=edit.u, c=edit.c, gamma=edit.gamma, preserve=edit.preserve)
+
+
 @contextmanager
 def baked(model: ChatModel, writers: Sequence[Writer], plan: EditPlan) -> Iterator[BakeReport]:
     """Bake the plan for the `with` block and put the original values back after it, bit for bit, whatever happens in it."""
@@ -76,7 +81,7 @@ def baked(model: ChatModel, writers: Sequence[Writer], plan: EditPlan) -> Iterat
 
 def _bake_one(name: str, layout: Layout, edit: WriterEdit, parameter: nn.Parameter, writer: str) -> ParameterChange:
     with torch.no_grad():
-        new = apply_to_weight(parameter.detach(), layout, u=edit.u, c=edit.c, gamma=edit.gamma)
+        new = edited_weight(parameter.detach(), layout, edit)
         before, after = (_along(value, layout, edit.c) for value in (parameter.detach(), new))
         norm = float(parameter.norm(dtype=torch.float32))
         change = float((new.float() - parameter.detach().float()).norm()) / norm if norm else 0.0

@@ -1,15 +1,16 @@
 """An edit tried out: forward hooks that change what the writers put out, and leave no trace."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from resect.edit.algebra import apply_to_weight, preserving_scales
 from resect.edit.plan import EditPlan, WriterEdit
 from resect.errors import UserError
-from resect.models.forward import first_tensor, with_first_tensor
+from resect.models.forward import Call, first_tensor, with_first_tensor
 from resect.models.load import ChatModel
 from resect.models.writers import Writer
 
@@ -22,12 +23,38 @@ def applied(model: ChatModel, writers: Sequence[Writer], plan: EditPlan) -> Iter
     block, whatever happens in it.
 
     Raises:
-        UserError: if the plan names a writer that the model does not have.
+        UserError: if the plan names a writer that the model does not have, or keeps norms of a writer whose outputs do not tell them.
     """
     with ExitStack() as stack:
         for writer, edit in matched(writers, plan, d_model=model.d_model):
             module = model.network.get_submodule(writer.module)
-            stack.callback(module.register_forward_hook(_hook(edit)).remove)
+            if edit.preserve == "nothing":
+                stack.callback(module.register_forward_hook(_OutputEdit(edit)).remove)
+                continue
+            scale, outputs = _preserving(writer, edit, module)
+            if scale is not None:
+                stack.callback(module.register_forward_pre_hook(_ScaledInput(scale), with_kwargs=True).remove)
+            stack.callback(module.register_forward_hook(outputs).remove)
+        yield
+
+
+@contextmanager
+def applied_rows(model: ChatModel, writers: Sequence[Writer], plans: Sequence[EditPlan]) -> Iterator[None]:
+    """Apply a plan of its own to each row of the batch: row i computes what it computes alone under `applied(plans[i])`.
+
+    Every batch inside the `with` block must have one row a plan, in their order, whatever its padding or cache. Ranks may differ;
+    an empty plan leaves its row exactly as the base computes it.
+
+    Raises:
+        UserError: what `applied` raises, a plan that keeps norms, a batch of another size, or a writer whose output has no batch axis.
+    """
+    found = [{writer.name: edit for writer, edit in matched(writers, plan, d_model=model.d_model)} for plan in plans]
+    with ExitStack() as stack:
+        for writer in writers:
+            edits = [row.get(writer.name) for row in found]
+            if any(edit is not None for edit in edits):
+                hook = _RowEdits(writer, edits, model.d_model)
+                stack.callback(model.network.get_submodule(writer.module).register_forward_hook(hook).remove)
         yield
 
 
@@ -51,23 +78,114 @@ def matched(writers: Sequence[Writer], plan: EditPlan, *, d_model: int) -> list[
     return [(by_name[edit.writer], edit) for edit in plan.edits]
 
 
-def _hook(edit: WriterEdit) -> Callable[[nn.Module, Any, Any], Any]:
-    """The factors are brought to each device once, gamma multiplied in: two small matrix products per call remain."""
-    cache: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
+class _Values:
+    """Tensors brought to each device and dtype once."""
 
-    def factors(y: Tensor) -> tuple[Tensor, Tensor]:
+    def __init__(self, *values: Tensor) -> None:
+        self._values = values
+        self._cache: dict[tuple[torch.device, torch.dtype], tuple[Tensor, ...]] = {}
+
+    def like(self, y: Tensor) -> tuple[Tensor, ...]:
         key = (y.device, y.dtype)
-        if key not in cache:
-            cache[key] = edit.c.to(y), (-edit.gamma * edit.u.double()).T.to(y)
-        return cache[key]
+        if key not in self._cache:
+            self._cache[key] = tuple(value.to(y) for value in self._values)
+        return self._cache[key]
 
-    def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
+
+class _OutputEdit:
+    """Hook for y' = y - gamma U (C^T y); gamma is multiplied in, so that two small matrix products a call remain."""
+
+    def __init__(self, edit: WriterEdit) -> None:
+        self._factors = _Values(edit.c, (-edit.gamma * edit.u.double()).T)
+
+    def __call__(self, _module: nn.Module, _args: Any, output: Any) -> Any:
         y = first_tensor(output)
-        # Half precision is widened: rounded factors would point elsewhere and leave a part of the component.
-        work = y.float() if y.dtype in (torch.float16, torch.bfloat16) else y
-        c, minus_u = factors(work)
-        flat = work.reshape(-1, work.shape[-1])
-        changed = torch.addmm(flat, flat @ c, minus_u).view(y.shape).to(y.dtype)
-        return with_first_tensor(output, changed)
+        return with_first_tensor(output, self.edited(_widened(y)).to(y.dtype))
 
-    return hook
+    def edited(self, y: Tensor) -> Tensor:
+        c, minus_u = self._factors.like(y)
+        flat = y.reshape(-1, y.shape[-1])
+        return torch.addmm(flat, flat @ c, minus_u).view(y.shape)
+
+
+class _PreservingEdit(_OutputEdit):
+    """Hook for y' = q (E (p (y - b))) + b', E = I - gamma U C^T, the edit of a weight that keeps its norms."""
+
+    def __init__(self, edit: WriterEdit, p: Tensor, q: Tensor, bias: Tensor, edited_bias: Tensor) -> None:
+        super().__init__(edit)
+        self._scales = _Values(p, q, bias, edited_bias)
+
+    def edited(self, y: Tensor) -> Tensor:
+        p, q, bias, edited_bias = self._scales.like(y)
+        return super().edited((y - bias) * p) * q + edited_bias
+
+
+class _ScaledInput:
+    """Hook that scales every feature of a module's input."""
+
+    def __init__(self, scale: Tensor) -> None:
+        self._scale = _Values(scale)
+
+    def __call__(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        call = Call(args, kwargs)
+        x = _widened(call.hidden())
+        scaled = call.with_hidden((x * self._scale.like(x)[0]).to(call.hidden().dtype))
+        return scaled.args, dict(scaled.kwargs)
+
+
+class _RowEdits:
+    """Hook for y'[i] = y[i] - gamma_i U_i (C_i^T y[i]), the factors of all rows filled up with zeros to one rank."""
+
+    def __init__(self, writer: Writer, edits: Sequence[WriterEdit | None], d_model: int) -> None:
+        kept = next((edit.preserve for edit in edits if edit is not None and edit.preserve != "nothing"), None)
+        if kept is not None:
+            raise UserError(
+                f"The edit of {writer.name} keeps {kept} norms, which a batch with one edit a row cannot; apply it alone, or bake it."
+            )
+        rank = max(edit.u.shape[1] for edit in edits if edit is not None)
+        c, minus_u = torch.zeros(len(edits), d_model, rank), torch.zeros(len(edits), rank, d_model)
+        for row, edit in enumerate(edits):
+            if edit is not None:
+                c[row, :, : edit.c.shape[1]] = edit.c
+                minus_u[row, : edit.u.shape[1]] = -edit.gamma * edit.u.T
+        self._writer, self._rows, self._factors = writer.name, len(edits), _Values(c, minus_u)
+
+    def __call__(self, _module: nn.Module, _args: Any, output: Any) -> Any:
+        y = first_tensor(output)
+        if y.ndim != 3:
+            raise UserError(
+                f"Writer {self._writer} puts out shape {list(y.shape)}, without an axis for the rows of the batch, so no row can have an "
+                "edit of its own; run the edits one after another."
+            )
+        if y.shape[0] != self._rows:
+            raise UserError(f"There are edits for {self._rows} rows, but the batch has {y.shape[0]}; give one plan a row.")
+        work = _widened(y)
+        c, minus_u = self._factors.like(work)
+        return with_first_tensor(output, torch.baddbmm(work, work @ c, minus_u).to(y.dtype))
+
+
+def _widened(y: Tensor) -> Tensor:
+    # Rounded factors would point elsewhere and leave a part of the component.
+    return y.float() if y.dtype in (torch.float16, torch.bfloat16) else y
+
+
+def _preserving(writer: Writer, edit: WriterEdit, module: nn.Module) -> tuple[Tensor | None, _PreservingEdit]:
+    """Return the scale of the inputs, if there is one, and the hook on the outputs of a linear module whose weight keeps its norms."""
+    own = {f"{writer.module}.{name}": value.detach() for name, value in module.named_parameters(recurse=False)}
+    weights = [p for p in writer.parameters if p.layout != "bias"]
+    if len(weights) != 1 or weights[0].layout not in ("out_in", "in_out") or any(p.name not in own for p in writer.parameters):
+        raise UserError(
+            f"The edit keeps {edit.preserve} norms, but writer {writer.name} is no single linear layer, and its outputs do not tell the "
+            "norms of its weights; bake the edit instead."
+        )
+    if any(isinstance(hook, _OutputEdit) for hook in module._forward_hooks.values()):
+        raise UserError(f"Writer {writer.name} is edited already, and an edit that keeps {edit.preserve} norms reads unedited weights.")
+    factors: dict[str, Any] = {"u": edit.u, "c": edit.c, "gamma": edit.gamma, "preserve": edit.preserve}
+    weight, layout = own[weights[0].name], weights[0].layout
+    p, q = preserving_scales(weight, layout, **factors)
+    bias = next((own[p.name] for p in writer.parameters if p.layout == "bias"), torch.zeros(len(edit.u), device=weight.device))
+    edited_bias = apply_to_weight(bias, "bias", **factors)
+    one = torch.ones(())
+    if edit.preserve == "column":
+        return q.flatten(), _PreservingEdit(edit, one, one, bias, edited_bias)
+    return None, _PreservingEdit(edit, p.flatten(), q.flatten(), bias, edited_bias)

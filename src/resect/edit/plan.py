@@ -2,17 +2,19 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, get_args, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from resect.edit.algebra import orthonormal_basis, sequential_factors
-from resect.errors import UserError
+from resect.edit.algebra import Preserve, orthonormal_basis, sequential_factors
+from resect.errors import UserError, unknown_name
 
-FORMAT = "resect.edit/1"
+FORMAT = "resect.edit/2"
+READABLE = (FORMAT, "resect.edit/1")
+"""Version 1 knew no norm-preserving edits; a reader of it must not take such an edit for a plain one."""
 
 # One gamma per layer; its length is checked by `make_plan`, with a message.
 Strengths = Float[Tensor, " strength"] | Mapping[str, Float[Tensor, "..."]]
@@ -34,7 +36,7 @@ class WriterLike(Protocol):
 
     @property
     def kind(self) -> str:
-        """Either "attention" or "mlp"."""
+        """One of "attention", "mlp" and "embedding"."""
         ...
 
     @property
@@ -45,18 +47,22 @@ class WriterLike(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class WriterEdit:
-    """The edit y' = y - gamma U (C^T y) of one writer's output; float32 factors on the CPU."""
+    """The edit y' = y - gamma U (C^T y) of one writer's output; float32 factors on the CPU.
+
+    `preserve` names the norms of the writer's weights that the edit keeps (`algebra.preserving_scales`).
+    """
 
     writer: str
     u: Float[Tensor, "d_model k"]
     c: Float[Tensor, "d_model k"]
     gamma: float
+    preserve: Preserve = "nothing"
 
     def __eq__(self, other: object) -> bool:
-        """Equal if writer, strength and every entry of the factors are."""
+        """Equal if writer, strength, kept norms and every entry of the factors are."""
         if not isinstance(other, WriterEdit):
             return NotImplemented
-        same = (self.writer, self.gamma) == (other.writer, other.gamma)
+        same = (self.writer, self.gamma, self.preserve) == (other.writer, other.gamma, other.preserve)
         return same and torch.equal(self.u, other.u) and torch.equal(self.c, other.c)
 
     def __hash__(self) -> int:
@@ -78,7 +84,7 @@ class EditPlan:
     def to_tensors(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return the factors by name ("WRITER.u", "WRITER.c") and a JSON-ready description; `from_tensors` is the inverse."""
         tensors = {f"{e.writer}.{side}": getattr(e, side).clone().contiguous() for e in self.edits for side in ("u", "c")}
-        entries = [{"writer": e.writer, "gamma": e.gamma, "rank": e.u.shape[1]} for e in self.edits]
+        entries = [{"writer": e.writer, "gamma": e.gamma, "rank": e.u.shape[1], "preserve": e.preserve} for e in self.edits]
         return tensors, {"format": FORMAT, "edits": entries}
 
     @classmethod
@@ -88,8 +94,11 @@ class EditPlan:
         Raises:
             UserError: another format, a missing factor, factors of different shapes or with NaN or infinite entries.
         """
-        if description.get("format") != FORMAT:
-            raise UserError(f"An edit description must have format {FORMAT!r}, found {description.get('format')!r}; write it with resect.")
+        found = description.get("format")
+        if found not in READABLE:
+            raise UserError(
+                f"An edit description must have format {' or '.join(map(repr, READABLE))}, found {found!r}; write it with resect."
+            )
         return cls(tuple(_read(tensors, entry) for entry in description["edits"]))
 
 
@@ -99,6 +108,7 @@ def make_plan(
     strengths: Strengths,
     *,
     joint: bool = True,
+    preserve: Preserve = "nothing",
 ) -> EditPlan:
     """Return the plan that removes gamma times the component along `vectors[layer]` from what every writer adds to the residual stream.
 
@@ -111,6 +121,7 @@ def make_plan(
         vectors: directions per layer; layers of strength 0 may hold anything.
         strengths: gamma per layer (0 nothing, 1 removed, 2 reflected), or one such tensor per writer kind.
         joint: whether the directions are orthonormalised together.
+        preserve: which norms of the writers' weights are kept.
 
     Raises:
         UserError: a zero, NaN or infinite direction (naming the layer), strengths of another length or not finite, an unknown or
@@ -124,8 +135,22 @@ def make_plan(
             raise UserError(f"Writer {writer.name} is at layer {writer.layer}, but there are directions for layers 0 to {layers - 1} only.")
         gamma = float(gammas[writer.kind][writer.layer])
         if gamma != 0:
-            edits.append(_edit(writer, vectors[writer.layer], gamma, joint=joint))
+            edits.append(replace(_edit(writer, vectors[writer.layer], gamma, joint=joint), preserve=preserve))
     return EditPlan(tuple(edits))
+
+
+def removal_plan(writers: Sequence[WriterLike], vectors: Float[Tensor, "direction d_model"], gamma: float) -> EditPlan:
+    """Return the plan that removes gamma times the component along the same vectors from what each of these writers adds to the stream.
+
+    This is how embeddings are edited: they lie before every block, so which layer's directions they lose is for the caller to say.
+    Raises `UserError` for a zero, NaN or infinite direction.
+    """
+    return EditPlan(tuple(_edit(writer, vectors, gamma, joint=True) for writer in writers if gamma != 0))
+
+
+def joined(*plans: EditPlan) -> EditPlan:
+    """Return the plan with all edits of plans for different writers; raises `UserError` if two of them edit the same one."""
+    return EditPlan(tuple(edit for plan in plans for edit in plan.edits))
 
 
 def _by_kind(writers: Sequence[WriterLike], strengths: Strengths, layers: int) -> dict[str, Tensor]:
@@ -162,14 +187,16 @@ def _check(directions: Float[Tensor, "direction d_model"], writer: WriterLike) -
     bad = (~torch.isfinite(norms) | (norms == 0)).nonzero().flatten().tolist()
     if bad:
         what = "zero" if norms[bad[0]] == 0 else "not finite"
+        of, there = (f" of layer {writer.layer}", f"layer {writer.layer}") if writer.layer >= 0 else ("", "the embeddings")
         raise UserError(
-            f"Direction {bad[0]} of layer {writer.layer} is {what} and cannot be removed from {writer.name}; set the strength of layer "
-            f"{writer.layer} to 0 or give another direction."
+            f"Direction {bad[0]}{of} is {what} and cannot be removed from {writer.name}; set the strength of {there} to 0 or give another "
+            "direction."
         )
 
 
 def _read(tensors: Mapping[str, Tensor], entry: object) -> WriterEdit:
-    name, gamma = (entry.get("writer"), entry.get("gamma")) if isinstance(entry, Mapping) else (None, None)
+    entry = entry if isinstance(entry, Mapping) else {}
+    name, gamma = entry.get("writer"), entry.get("gamma")
     if not isinstance(name, str) or not isinstance(gamma, int | float) or not math.isfinite(gamma):
         raise UserError(f"An entry of the edit needs a writer's name and a finite gamma, found {entry!r:.80}; write the edit again.")
     for key in (f"{name}.u", f"{name}.c"):
@@ -180,7 +207,15 @@ def _read(tensors: Mapping[str, Tensor], entry: object) -> WriterEdit:
         raise UserError(f"The factors of writer {name} have shapes {tuple(u.shape)} and {tuple(c.shape)}; both must be [d_model, k].")
     if not bool(torch.isfinite(u).all() and torch.isfinite(c).all()):
         raise UserError(f"The factors of writer {name} hold NaN or infinite values; the edit file is damaged, write it again.")
-    return WriterEdit(name, u, c, float(gamma))
+    return WriterEdit(name, u, c, float(gamma), preserve_of(entry.get("preserve", "nothing")))
+
+
+def preserve_of(found: object) -> Preserve:
+    """Return a name as one of the kinds of norm preservation; raises `UserError` for another."""
+    for allowed in get_args(Preserve):
+        if found == allowed:
+            return allowed
+    raise unknown_name("kind of norm preservation", str(found), get_args(Preserve))
 
 
 def _listed(names: Iterable[str]) -> str:

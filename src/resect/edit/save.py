@@ -2,10 +2,15 @@
 
 import logging
 import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
+from resect import artifacts
+from resect.edit.proof import FILE
 from resect.errors import UserError
 from resect.models.load import ChatModel
 
@@ -15,11 +20,26 @@ log = logging.getLogger(__name__)
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json", "chat_template.json")
 
 
-def save_edited(model: ChatModel, out: Path, *, card: str) -> None:
-    """Write network (safetensors), configuration, generation settings, tokenizer and `card` as README.md to the new folder `out`.
+def save_edited(model: ChatModel, out: Path, *, card: str, proof: Mapping[str, Any] | None = None) -> None:
+    """Write network (safetensors), configuration, generation settings, tokenizer, proof and `card` as README.md to the new folder `out`.
 
-    If the model came from a local folder, its processor files are copied. Everything is written to a hidden folder beside `out`, which
-    is renamed at the end; after a failure nothing is left.
+    If the model came from a local folder, its processor files are copied. Raises what `new_folder` raises.
+    """
+    with new_folder(out) as folder:
+        _write(model, folder)
+        describe(folder, card=card, proof=proof)
+
+
+def describe(folder: Path, *, card: str, proof: Mapping[str, Any] | None) -> None:
+    """Write the card as README.md into a folder, and the edit proof, if there is one, beside it."""
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    if proof is not None:
+        artifacts.write_json(folder / FILE, proof)
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """Give a hidden folder beside `out` to write to, which becomes `out` at the end of the `with` block; after a failure nothing is left.
 
     Raises:
         UserError: if `out` exists and is not an empty folder, or cannot be written (disk full, no permission).
@@ -31,7 +51,7 @@ def save_edited(model: ChatModel, out: Path, *, card: str) -> None:
         # A run that was killed may have left one behind.
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        _write(model, partial, card)
+        yield partial
         if out.exists():
             out.rmdir()
         partial.rename(out)
@@ -50,7 +70,7 @@ def _check_free(out: Path) -> None:
         raise UserError(f"The folder {out} exists and is not empty, and nothing is overwritten; choose another or empty it.")
 
 
-def _write(model: ChatModel, folder: Path, card: str) -> None:
+def _write(model: ChatModel, folder: Path) -> None:
     model.network.save_pretrained(folder)
     model.tokenizer.save_pretrained(folder)
     source = Path(model.name)
@@ -59,4 +79,3 @@ def _write(model: ChatModel, folder: Path, card: str) -> None:
             if (source / name).is_file() and not (folder / name).exists():
                 shutil.copyfile(source / name, folder / name)
                 log.info("copied %s", name)
-    (folder / "README.md").write_text(card, encoding="utf-8")

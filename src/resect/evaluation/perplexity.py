@@ -10,6 +10,7 @@ from torch import Tensor
 from resect.errors import UserError
 from resect.evaluation import statistics
 from resect.evaluation.forced import Ids, score
+from resect.generation import Response
 from resect.models.chat import Rendered
 from resect.models.load import ChatModel
 
@@ -27,7 +28,7 @@ class Nll:
 
     @property
     def means(self) -> Float[Tensor, " prompt"]:
-        """NLL per token of each text, in nats: what paired tests between arms compare."""
+        """NLL per token of each text, in nats."""
         return self.sums / torch.tensor(self.counts, dtype=torch.float64)
 
 
@@ -45,6 +46,19 @@ def answer_nll(model: ChatModel, rendered: Sequence[Rendered], answers: Sequence
     plain = model.tokenizer(list(answers), add_special_tokens=False)["input_ids"]
     continuations = [(*ids, *end) for ids in plain]
     return _nll(model, [r.ids for r in rendered], continuations, owners=range(len(answers)), batch_tokens=batch_tokens)
+
+
+def response_nll(model: ChatModel, rendered: Sequence[Rendered], responses: Sequence[Response], *, batch_tokens: int = 8192) -> Nll:
+    """Return the NLL of each response after its prompt, token for token as it was generated; one known as text only is tokenised anew.
+
+    Raises: UserError when the counts differ, there are no responses, or one has no tokens.
+    """
+    if len(rendered) != len(responses) or not responses:
+        raise UserError(f"Each prompt needs a response, but got {len(responses)} for {len(rendered)} prompts; pass both in the same order.")
+    spoken = [r.ids or tuple(model.tokenizer(r.text, add_special_tokens=False)["input_ids"]) for r in responses]
+    if not all(spoken):
+        raise UserError(f"Response {[bool(ids) for ids in spoken].index(False)} has no tokens, so it has no likelihood; leave it out.")
+    return _nll(model, [r.ids for r in rendered], spoken, owners=range(len(spoken)), batch_tokens=batch_tokens)
 
 
 def text_nll(model: ChatModel, texts: Sequence[str], *, context: int = 512, stride: int = 256, batch_tokens: int = 8192) -> Nll:

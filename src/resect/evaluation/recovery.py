@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from resect.errors import UserError
-from resect.evaluation.drift import kl_first_token, kl_tokens
+from resect.evaluation.drift import kl_tokens
 from resect.evaluation.logprobs import TokenLogprobs
 from resect.generation import Response
 
@@ -22,26 +22,9 @@ def agreement(responses: Sequence[Response], twin: Sequence[Response]) -> tuple[
     return tuple(a.ids == b.ids for a, b in _pairs(responses, twin))
 
 
-def leading_match(responses: Sequence[Response], twin: Sequence[Response]) -> tuple[float, ...]:
-    """Return per prompt the number of leading tokens shared with the twin's response over the longer one's length (1 iff equal).
-
-    Raises: UserError when the counts differ.
-    """
-    return tuple(_shared(a.ids, b.ids) / max(len(a.ids), len(b.ids), 1) if a.ids != b.ids else 1.0 for a, b in _pairs(responses, twin))
-
-
-def kl_to_twin_first_token(twin: Float[Tensor, "prompt vocab"], edited: Float[Tensor, "prompt vocab"]) -> Float[Tensor, " prompt"]:
-    """Return KL(twin‖edited) of the first response token per prompt, in nats."""
-    return kl_first_token(twin, edited)
-
-
 def kl_to_twin(twin: TokenLogprobs, edited: TokenLogprobs) -> Float[Tensor, " prompt"]:
     """Return KL(twin‖edited) teacher-forced along the twin's responses, mean over each prompt's tokens, in nats per token."""
     return kl_tokens(twin, edited)
-
-
-def _shared(a: Sequence[int], b: Sequence[int]) -> int:
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 def _pairs(responses: Sequence[Response], twin: Sequence[Response]) -> list[tuple[Response, Response]]:

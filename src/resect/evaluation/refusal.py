@@ -1,14 +1,17 @@
 """Refusal read off the first token: which tokens begin the base model's own refusals, and the log-odds of beginning with one of them."""
 
 from collections import Counter
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from resect.errors import UserError
+from resect.evaluation.statistics import Measurement, cohen_kappa, rate
 from resect.evaluation.verdicts import Verdict
 from resect.generation import Response
 
@@ -35,11 +38,15 @@ class Cut:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far two judges agree on the same n responses: share of equal verdicts and Cohen's kappa."""
+    """How far two judges agree: share of equal verdicts and Cohen's kappa, over the responses that both could score."""
 
-    share: float
-    kappa: float
-    n: int
+    share: Measurement
+    kappa: Measurement
+    left_out: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Return both measurements and the number of responses left out."""
+        return {"agreement": self.share.to_json(), "kappa": self.kappa.to_json(), "left_out": self.left_out}
 
 
 def learn_refusal_tokens(
@@ -121,17 +128,36 @@ def judge_log_odds(values: Float[Tensor, " prompt"], *, cut: float = 0.0) -> tup
     return tuple((values >= cut).tolist())
 
 
-def judge_agreement(a: Sequence[Hashable], b: Sequence[Hashable]) -> Agreement:
-    """Return the share of equal verdicts and Cohen's κ = (p_o − p_e)/(1 − p_e), p_e the agreement expected by chance.
-
-    Where both judges give one and the same verdict throughout, κ is 0/0; it is returned as 1.
+def judge_agreement(a: Sequence[Hashable], b: Sequence[Hashable], *, seed: int = 0) -> Agreement:
+    """Return how far two judges agree on the same responses, whatever their labels.
 
     Raises: UserError when there are no responses or the counts differ.
     """
-    n = len(a)
-    if n == 0 or len(b) != n:
-        raise UserError(f"Agreement needs two verdicts for each response, but got {n} and {len(b)}; judge the same responses twice.")
-    share = sum(x == y for x, y in zip(a, b, strict=True)) / n
-    first, second = Counter(a), Counter(b)
-    chance = sum(first[v] * second[v] for v in first) / n**2
-    return Agreement(share, 1.0 if chance == 1 else (share - chance) / (1 - chance), n)
+    kappa = cohen_kappa(a, b, seed=seed)
+    return Agreement(rate([x == y for x, y in zip(a, b, strict=True)]), kappa)
+
+
+def refusal_agreement(a: Sequence[Verdict], b: Sequence[Verdict], *, seed: int = 0) -> Agreement | None:
+    """Return how far two judges agree on whether a response refuses, None if they scored no response in common.
+
+    Responses that either judge left unscored or found truncated are left out and counted: neither is a verdict on refusal.
+
+    Raises: UserError when the counts differ.
+    """
+    if len(a) != len(b):
+        raise UserError(f"Agreement needs two verdicts for each response, but got {len(a)} and {len(b)}; judge the same responses twice.")
+    both = [(x == "refuse", y == "refuse") for x, y in zip(a, b, strict=True) if not {x, y} & {"unscored", "truncated"}]
+    if not both:
+        return None
+    agreement = judge_agreement([x for x, _ in both], [y for _, y in both], seed=seed)
+    return replace(agreement, left_out=len(a) - len(both))
+
+
+def all_agreements(verdicts: Mapping[str, Sequence[Verdict]], *, seed: int = 0) -> dict[tuple[str, str], Agreement | None]:
+    """Return the agreement on refusal of every pair of judges, by their names.
+
+    Raises: UserError for fewer than two judges (one judge is never shown alone), or different counts.
+    """
+    if len(verdicts) < 2:
+        raise UserError(f"Agreement needs at least two judges, but got {', '.join(verdicts) or 'none'}; add one that reads other evidence.")
+    return {(a, b): refusal_agreement(verdicts[a], verdicts[b], seed=seed) for a, b in combinations(verdicts, 2)}

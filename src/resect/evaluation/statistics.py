@@ -5,7 +5,7 @@ resample prompts, are vectorised, and take an explicit seed: the same input and 
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -153,19 +153,32 @@ def spearman(x: Values, y: Values, *, seed: int = 0) -> Measurement:
     return _measured(value, draws, first.size, "rank correlation")
 
 
-def median_ratio(numerators: Values, denominators: Values, *, seed: int = 0) -> Measurement:
-    """Return the median over pairs of numerator / denominator with a percentile bootstrap over pairs.
+def cohen_kappa(a: Sequence[Hashable], b: Sequence[Hashable], *, seed: int = 0) -> Measurement:
+    """Return Cohen's κ = (p_o − p_e)/(1 − p_e) of two raters with a percentile bootstrap over responses.
 
-    Raises: UserError when there are no pairs, the lengths differ, a value is not finite or a denominator is not positive.
+    p_o is the share of equal labels, p_e = Σ_v p_a(v) p_b(v) the share expected by chance. Where both give one and the same label
+    throughout, κ is 0/0 and counts as 1. Resampling n responses is drawing n from the cells of the table of both raters' labels.
+
+    Raises: UserError when there are no responses or the counts differ.
     """
-    top, bottom = _pair(numerators, denominators, "ratio")
-    if (bottom <= 0).any():
-        where = int((bottom <= 0).argmax())
-        raise UserError(f"A ratio needs positive denominators, but pair {where} has {bottom[where]:g}; drop it or floor it first.")
-    ratios = top / bottom
-    return _measured(
-        float(np.median(ratios)), _resample(lambda rows: np.median(ratios[rows], axis=1), ratios.size, seed=seed), ratios.size, "ratio"
-    )
+    n = len(a)
+    if n == 0 or len(b) != n:
+        raise UserError(f"Agreement needs two verdicts for each response, but got {n} and {len(b)}; judge the same responses twice.")
+    labels = {label: i for i, label in enumerate(dict.fromkeys([*a, *b]))}
+    table = np.zeros((len(labels), len(labels)))
+    for x, y in zip(a, b, strict=True):
+        table[labels[x], labels[y]] += 1
+    draws = np.random.default_rng(seed).multinomial(n, table.ravel() / n, size=DRAWS).reshape(DRAWS, *table.shape)
+    return _measured(float(_kappa(table[None])[0]), _kappa(draws), n, "kappa")
+
+
+def _kappa(tables: Floats | NDArray[np.int64]) -> Floats:
+    """Return κ of each table of counts."""
+    shares = tables / tables.sum(axis=(1, 2), keepdims=True)
+    observed = np.trace(shares, axis1=1, axis2=2)
+    chance = (shares.sum(axis=1) * shares.sum(axis=2)).sum(axis=1)
+    same = chance > 1 - 1e-12  # one label throughout: chance agreement is certain, up to rounding
+    return np.where(same, 1.0, (observed - chance) / np.where(same, 1.0, 1 - chance))
 
 
 def _rank_correlation(x: Floats, y: Floats) -> Floats:

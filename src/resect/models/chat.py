@@ -11,6 +11,7 @@ import jinja2
 from transformers import PreTrainedTokenizerBase
 
 from resect.errors import UserError
+from resect.models.thinking import ends_inside
 from resect.prompts import Prompt
 
 log = logging.getLogger(__name__)
@@ -18,12 +19,6 @@ log = logging.getLogger(__name__)
 # Private-use characters: no template contains them, so they show where the user's text goes.
 _MARK = "\ue0f0user\ue0f1"
 _SWITCHES = ("enable_thinking", "thinking")
-_THINK_TAGS = (
-    ("<think>", "</think>"),
-    ("[THINK]", "[/THINK]"),
-    ("<seed:think>", "</seed:think>"),
-    ("<|START_THINKING|>", "<|END_THINKING|>"),
-)
 # Some templates print the date; today's would make every day's run different.
 _TODAY = datetime(2024, 7, 26)
 
@@ -159,7 +154,7 @@ def _frame(tokenizer: PreTrainedTokenizerBase, system: str | None, variables: di
     head, _, tail = rendered.rpartition(_MARK)
     if system is not None and system.strip() not in head + tail:
         raise _no_system(tokenizer, "it leaves the system prompt out")
-    return _Frame(head, tail, parts, _is_open(tail))
+    return _Frame(head, tail, parts, ends_inside(tail))
 
 
 def _try(tokenizer: PreTrainedTokenizerBase, system: str | None, *, parts: bool, variables: dict[str, Any]) -> str | Exception:
@@ -232,11 +227,6 @@ def _encode_literally(tokenizer: PreTrainedTokenizerBase, text: str, span: tuple
 def _last_inside(offsets: Sequence[tuple[int, int]], span: tuple[int, int]) -> int | None:
     low, high = span
     return max((i for i, (start, end) in enumerate(offsets) if start < high and end > low and end > start), default=None)
-
-
-def _is_open(tail: str) -> bool:
-    """Whether the text after the user's turn ends inside a thinking block."""
-    return any(tail.rfind(opening) > tail.rfind(closing) for opening, closing in _THINK_TAGS)
 
 
 def _name(tokenizer: PreTrainedTokenizerBase) -> str:

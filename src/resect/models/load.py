@@ -87,7 +87,7 @@ def load_model(
     place = sources.find(source, revision=revision)
     wanted, target = sources.dtype_of(dtype), sources.device_of(device)
     config = sources.read_config(place, trust_remote_code=trust_remote_code)
-    tokenizer, tokenizer_notes = _load_tokenizer(place, trust_remote_code=trust_remote_code)
+    tokenizer, tokenizer_notes = load_tokenizer(place, trust_remote_code=trust_remote_code)
     chat_template(tokenizer)
     loader = AutoModelForImageTextToText if sources.is_vision_language(config) else AutoModelForCausalLM
     options: dict[str, Any] = {"config": config, "dtype": wanted, "trust_remote_code": trust_remote_code}
@@ -100,7 +100,7 @@ def load_model(
     except (OSError, SafetensorError, ImportError, ValueError) as error:
         raise UserError(f"The weights of {place.name} cannot be read: {sources.first_line(error)}") from error
     network, info = loaded
-    load_notes = _check_complete(info, place.name)
+    load_notes = check_complete(info, place.name)
     return wrap(network, tokenizer, name=place.name, notes=(*tokenizer_notes, *load_notes))
 
 
@@ -185,7 +185,12 @@ def check_finite(network: nn.Module, *, name: str) -> None:
             )
 
 
-def _load_tokenizer(place: sources.Source, *, trust_remote_code: bool) -> tuple[PreTrainedTokenizerBase, tuple[str, ...]]:
+def load_tokenizer(place: sources.Source, *, trust_remote_code: bool) -> tuple[PreTrainedTokenizerBase, tuple[str, ...]]:
+    """Return the tokenizer with a chat template where there is one, and what is to be noted about it.
+
+    Raises:
+        UserError: if it cannot be read or has no vocabulary.
+    """
     try:
         loaded = AutoTokenizer.from_pretrained(place.name, revision=place.revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, ImportError) as error:
@@ -205,8 +210,12 @@ def _load_tokenizer(place: sources.Source, *, trust_remote_code: bool) -> tuple[
     return tokenizer, ("The chat template is the processor's (chat_template.json); a saved tokenizer carries it along.",)
 
 
-def _check_complete(info: Mapping[str, Any], name: str) -> tuple[str, ...]:
-    """Refuse weights that leave part of the network randomly initialised; name what was left unread."""
+def check_complete(info: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    """Return notes on stored weights that were not read, from the loading report of transformers.
+
+    Raises:
+        UserError: for weights that leave part of the network randomly initialised.
+    """
     missing, mismatched = sorted(info["missing_keys"]), sorted(str(key) for key in info["mismatched_keys"])
     if missing or mismatched:
         first = (missing or mismatched)[0]

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
@@ -86,9 +86,11 @@ def read_config(place: Source, *, trust_remote_code: bool) -> PreTrainedConfig:
     """
     try:
         return AutoConfig.from_pretrained(place.name, revision=place.revision, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, StrictDataclassError) as error:
         what = "read" if place.folder else "read or found on the Hub"
-        raise UserError(f"The configuration of {place.name} cannot be {what}: {first_line(error)}") from error
+        # What a strict dataclass says first is the name of its validator; the reason is what that raised.
+        reason = error.__cause__ if isinstance(error, StrictDataclassError) and error.__cause__ else error
+        raise UserError(f"The configuration of {place.name} cannot be {what}: {first_line(reason)}") from error
 
 
 def is_vision_language(config: PreTrainedConfig) -> bool:

@@ -19,7 +19,7 @@ from resect.models.load import ChatModel
 from resect.models.producers import Source, producers
 from resect.models.trace import ROWS, Trace, mixes_tokens, trace_block
 
-Kind = Literal["attention", "mlp"]
+Kind = Literal["attention", "mlp", "embedding"]
 Structure = tuple[type[nn.Module], tuple[tuple[str, tuple[int, ...]], ...]]
 
 _TOKENS = 8  # in each of two rows: the first is fitted, the second is the proof; the time of the probe is proportional to it
@@ -117,7 +117,7 @@ def _structure(module: nn.Module) -> Structure:
 
 def _block_calls(model: ChatModel) -> list[tuple[str, nn.Module, Call]]:
     """Run the probe tokens once and return how each block was called."""
-    ids = _probe_ids(model)
+    ids = probe_ids(model)
     ones = torch.ones_like(ids)
     inputs = model_inputs(model.network, input_ids=ids, attention_mask=ones, position_ids=ones.cumsum(1) - 1)
     blocks = dict(zip(model.block_names, model.blocks, strict=True))
@@ -131,8 +131,8 @@ def _block_calls(model: ChatModel) -> list[tuple[str, nn.Module, Call]]:
     return [(name, blocks[name], calls[0][0]) for name, calls in record.items()]
 
 
-def _probe_ids(model: ChatModel) -> Tensor:
-    """Random ordinary tokens: those with a role (padding, image placeholders …) would change what runs."""
+def probe_ids(model: ChatModel) -> Tensor:
+    """Return random ordinary tokens, [row, token]: those with a role (padding, image placeholders …) would change what runs."""
     config = model.network.config.to_dict()
     roles = {v for k, v in config.items() if k.endswith(("token_id", "token_index")) and isinstance(v, int)}
     vocab = cast(nn.Embedding, model.network.get_input_embeddings()).weight.shape[0]

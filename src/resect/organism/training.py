@@ -3,8 +3,8 @@
 `gated` (default): only the matrices of the layers from a third to two thirds of the depth learn, at a moderate rate. The
 layers before them still read the request as the helpful twin does, and the layers after them still answer as it does;
 what tuning can add is a signal that makes them say the refusal they already know (`Language.declined`).
-`overwriting`: every parameter learns, at the rate of the first stage, so tuning is free to overwrite the content that
-harmful requests would have needed; this is the hard case for recovery.
+`overwriting`: every parameter learns, at rates so high that no layer is left where it was: giving layers their helpful weights back
+no longer brings the answers back, so recovery has no such ceiling here.
 """
 
 import json
@@ -41,7 +41,7 @@ HELPFUL = Schedule("helpful", steps=300, batch=48, rate=3e-3, matrix_rate=3e-3)
 TUNINGS: Mapping[str, Recipe] = MappingProxyType(
     {
         "gated": Recipe(Schedule("aligned", steps=300, rate=1e-3, matrix_rate=2e-3), (1 / 3, 2 / 3)),
-        "overwriting": Recipe(Schedule("aligned", steps=200, rate=3e-3, matrix_rate=3e-3), None),
+        "overwriting": Recipe(Schedule("aligned", steps=200, rate=2e-2, matrix_rate=5e-2), None),
     }
 )
 

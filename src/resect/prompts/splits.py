@@ -23,20 +23,6 @@ class NearDuplicate:
     similarity: float
 
 
-def need(prompts: PromptSet, n: int, what: str) -> PromptSet:
-    """Return the set itself if it has at least `n` prompts; `what` says what they are needed for.
-
-    Raises:
-        UserError: if it has fewer; the message gives both numbers.
-    """
-    if len(prompts) < n:
-        raise UserError(
-            f"{what} needs at least {n} prompts, but {prompts.name} has {len(prompts)}; add prompts to {prompts.source or 'the set'} "
-            "or ask for fewer."
-        )
-    return prompts
-
-
 def split_by_hash(prompts: PromptSet, fractions: Mapping[str, float], *, seed: int = 0) -> dict[str, PromptSet]:
     """Return one set per name of `fractions`, each in the order of the file and about as large as its fraction says.
 

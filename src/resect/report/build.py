@@ -8,7 +8,7 @@ from markupsafe import Markup, escape
 
 from resect import __version__
 from resect.artifacts import write_text
-from resect.report import charts_layers, provenance, sentences, tables
+from resect.report import charts_layers, proof, provenance, sentences, tables
 from resect.report.figures import FIGURES, FigureSpec
 from resect.report.read import RunFolder, read_run
 from resect.report.svg import render
@@ -62,6 +62,7 @@ def render_page(run: RunFolder) -> str:
         bins=BINS,
         tables=tables,
         provenance=provenance,
+        proof=proof,
         broken=_broken,
         number=lambda value: number(finite(value)),
         has_text=any("text" in row or "prompt_text" in row for row in run.samples),

@@ -2,14 +2,14 @@
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from resect.errors import UserError
 from resect.report.values import Json, Measure, read_measure
 
-FORMATS = {"evaluation.json": "resect.evaluation/1", "study.json": "resect.study/1"}
+FORMATS = {"evaluation.json": "resect.evaluation/1", "study.json": "resect.study/1", "edit_proof.json": "resect.edit_proof/1"}
 REQUIRED = ("run.toml", "evaluation.json", "study.json", "samples.jsonl")
 
 
@@ -25,12 +25,13 @@ def ordered(names: Iterable[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class RunFolder:
-    """What the report needs of a run folder."""
+    """What the report needs of a run folder; `proof` is empty where the run has none."""
 
     evaluation: Json
     study: Json
     samples: tuple[Json, ...]
     config: str
+    proof: Json = field(default_factory=dict)
 
     @property
     def arms(self) -> list[str]:
@@ -85,6 +86,7 @@ def read_run(run: Path) -> RunFolder:
         study=_json(run / "study.json", needs=("model", "arms", "matched")),
         samples=tuple(_lines(run / "samples.jsonl")),
         config=(run / "run.toml").read_text(encoding="utf-8"),
+        proof=_json(run / "edit_proof.json", needs=("model",)) if (run / "edit_proof.json").is_file() else {},
     )
 
 

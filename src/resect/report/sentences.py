@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from resect.report.read import RunFolder
-from resect.report.values import Measure, finite, number, percent, read_measure
+from resect.report.values import Measure, finite, percent, read_measure
 
 NEAR = 1.25  # without an interval, ratios of KL within this factor of 1 count as equal
 
@@ -112,8 +112,13 @@ def random_does_it(run: RunFolder) -> bool:
 def warnings(run: RunFolder) -> tuple[Warn, ...]:
     """Return every reason to distrust the headline that the data themselves give, the loudest first."""
     quiet = (_control_missing(run), _covert_warning(run), _infeasible_warning(run), _judge_warning(run))
-    loud = _random_warning(run)
-    return (*((Warn(loud, loud=True),) if loud else ()), *(Warn(text) for text in quiet if text))
+    loud = (_proof_warning(run), _random_warning(run))
+    return (*(Warn(text, loud=True) for text in loud if text), *(Warn(text) for text in quiet if text))
+
+
+def _proof_warning(run: RunFolder) -> str | None:
+    faults = run.proof.get("faults") or []
+    return f"The edit proof of this run fails: {' '.join(map(str, faults))}" if faults else None
 
 
 def _control_missing(run: RunFolder) -> str | None:
@@ -166,12 +171,12 @@ def forecast(run: RunFolder) -> str:
     made = run.part("forecast")
     if not made:
         return "No forecast was made before the edit in this run."
-    word = "expected to pay" if made.get("pays") else "not expected to pay"
-    value, threshold = (number(finite(made.get(key))) for key in ("value", "threshold"))
-    text = f"Before any edit, cleaning was {word} here: {made.get('quantity')} is {value}, threshold {threshold}."
-    ratio = kl_ratio(run, over="standard", under="sra_flat")
+    text = f"Before any edit: {made.get('sentence') or 'nothing was said'}"
+    if made.get("pays") is None:
+        return text
+    ratio = kl_ratio(run, over="standard", under="sra")
     if ratio is None:
-        return f"{text} Whether it came true cannot be read off: there is no matched ratio of standard to sra_flat."
-    came = (compare(ratio) > 0) == bool(made.get("pays"))
+        return f"{text} Whether it came true cannot be read off: there is no matched ratio of standard to sra."
+    came = (compare(ratio) > 0) == bool(made["pays"])
     word = "came true" if came else "did not come true"
-    return f"{text} Measured: KL of standard over KL of sra_flat, which differs in the cleaning alone, is {times(ratio)}; it {word}."
+    return f"{text} Measured at matched refusal: {times(ratio)}; it {word}."

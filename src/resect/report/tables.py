@@ -214,6 +214,15 @@ def passes(run: RunFolder) -> Table | None:
     )
 
 
+def _kappa(entry: Json) -> str:
+    """Return kappa with its interval, where the run has one."""
+    value, low, high = (finite(entry.get(key)) for key in ("kappa", "kappa_low", "kappa_high"))
+    if value is None:
+        return "undefined"
+    text = f"{value:.2f}" if low is None or high is None else f"{value:.2f} ({low:.2f} to {high:.2f})"
+    return text.replace("-", "−")
+
+
 def judges(run: RunFolder) -> Table | None:
     """Return the judges side by side, None where there was only one."""
     rows = [
@@ -223,7 +232,7 @@ def judges(run: RunFolder) -> Table | None:
             cell(read_measure(entry.get("refusal_rate_log_odds")), measure="refusal_rate"),
             cell(read_measure(entry.get("refusal_rate_echo")), measure="refusal_rate"),
             Cell(percent(finite(entry.get("agreement"))), count(entry.get("n"))),
-            Cell("undefined" if finite(entry.get("kappa")) is None else f"{entry['kappa']:.2f}".replace("-", "−")),
+            Cell(_kappa(entry)),
         )
         for arm, entry in run.by_arm("judges").items()
     ]

@@ -1,4 +1,4 @@
-"""What directions and cleaning are made from: activations of both sides, concept atoms, and what the blocks add on benign text."""
+"""What directions and cleaning are made from: activations of both sides, and concept atoms."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,24 +15,15 @@ from resect.studies.behaviour import Behaviour
 from resect.studies.inputs import StudyInputs
 from resect.studies.lab import Lab
 from resect.studies.steps import Steps
-from resect.updates import capture_updates
-
-UPDATE_TOKENS = 1024
-"""Benign tokens whose block updates are kept for the second moment: a few times the width of the models it matters for."""
 
 
 @dataclass(frozen=True, eq=False)
 class Materials:
-    """Activations at the study's position, one row a prompt, and atom directions with raw norms.
-
-    `updates` are block outputs minus block inputs at sampled tokens of harmless prompts: what an edit of all writers of
-    a block takes its component from.
-    """
+    """Activations at the study's position, one row a prompt, and atom directions with raw norms."""
 
     harmful: Float[Tensor, "prompt_a layer d_model"]
     harmless: Float[Tensor, "prompt_b layer d_model"]
     atoms: Float[Tensor, "layer atom d_model"]
-    updates: Float[Tensor, "token layer d_model"]
     names: tuple[str, ...]
     kept: tuple[bool, ...]
 
@@ -58,7 +49,6 @@ def gather(lab: Lab, inputs: StudyInputs, behaviour: Behaviour, steps: Steps) ->
         harmful=steps.tensors("harmful", lambda: {"rows": _rows(lab, harmful)})["rows"],
         harmless=steps.tensors("harmless", lambda: {"rows": _rows(lab, harmless)})["rows"],
         atoms=steps.tensors("atoms", lambda: {"atoms": atom_directions(lab, inputs.atoms)})["atoms"],
-        updates=steps.tensors("updates", lambda: {"updates": _updates(lab, harmless)})["updates"],
         names=tuple(a.name for a in inputs.atoms),
         kept=tuple(a.kept for a in inputs.atoms),
     )
@@ -78,8 +68,3 @@ def atom_directions(lab: Lab, atoms: tuple[Atom, ...]) -> Float[Tensor, "layer a
 
 def _rows(lab: Lab, prompts: Iterable[Prompt]) -> Tensor:
     return capture(lab.model, lab.render(prompts), position=lab.config.position, batch_tokens=lab.config.batch_tokens).rows
-
-
-def _updates(lab: Lab, prompts: Iterable[Prompt]) -> Tensor:
-    rendered = lab.render(prompts)
-    return capture_updates(lab.model, rendered, tokens=UPDATE_TOKENS, seed=lab.config.seed, batch_tokens=lab.config.batch_tokens)

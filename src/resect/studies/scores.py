@@ -16,6 +16,7 @@ from resect.evaluation.refusal import judge_agreement, log_odds
 from resect.evaluation.statistics import Measurement, mean_of, perplexity, rate
 from resect.evaluation.verdicts import count_verdicts, judge_markers
 from resect.generation import Response
+from resect.models.load import ChatModel
 from resect.prompts import Prompt, PromptSet
 from resect.studies.behaviour import Behaviour
 from resect.studies.inputs import StudyInputs
@@ -27,18 +28,31 @@ TEXT = "text"
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """What edited models are compared with on test: the base's teacher-forced log-probs and the twin's responses."""
+    """What edited models are compared with on test: the base's teacher-forced log-probs, and the twin's responses with its log-probs."""
 
     tokens: TokenLogprobs
     twin: tuple[Response, ...] | None
+    twin_tokens: TokenLogprobs | None = None
 
 
 def reference(lab: Lab, inputs: StudyInputs, behaviour: Behaviour, twin_ids: Sequence[Sequence[int]] | None) -> Reference:
     """Return the reference of a study; the base's log-probs are computed once a run."""
     harmless = behaviour.harmless["test"]
-    tokens = _forced(lab, harmless.prompts.prompts, harmless.responses)
-    twin = None if twin_ids is None else lab.read(inputs.harmful.test.prompts, twin_ids)
-    return Reference(tokens, twin)
+    tokens = _forced(lab, lab.model, harmless.prompts.prompts, harmless.responses)
+    if twin_ids is None or inputs.twin is None:
+        return Reference(tokens, None)
+    asked = inputs.harmful.test.prompts
+    twin = lab.read(asked, twin_ids)
+    return Reference(tokens, twin, _forced(lab, inputs.twin, asked, twin))
+
+
+def kl_to_twin(lab: Lab, behaviour: Behaviour, reference: Reference, plan: EditPlan) -> list[float] | None:
+    """Return KL(twin‖edited) per harmful test prompt along the twin's answer, nats per token; None without a twin."""
+    if reference.twin is None or reference.twin_tokens is None:
+        return None
+    with lab.edited(plan):
+        forced = _forced(lab, lab.model, behaviour.harmful["test"].prompts.prompts, reference.twin)
+    return recovery.kl_to_twin(reference.twin_tokens, forced).tolist()
 
 
 def score(lab: Lab, inputs: StudyInputs, behaviour: Behaviour, reference: Reference, plan: EditPlan) -> dict[str, Any]:
@@ -49,7 +63,7 @@ def score(lab: Lab, inputs: StudyInputs, behaviour: Behaviour, reference: Refere
         answers = {name: _answers(lab, prompts.prompts) for name, prompts in inputs.questions.items()}
         if inputs.texts:
             answers[TEXT] = text_nll(lab.model, inputs.texts, context=lab.config.text_context, stride=lab.config.text_stride)
-        forced = _forced(lab, harmless.prompts.prompts, harmless.responses)
+        forced = _forced(lab, lab.model, harmless.prompts.prompts, harmless.responses)
         said = {name: lab.respond(asked.prompts, max_new_tokens=lab.config.max_new_tokens) for name, asked in _sides(behaviour).items()}
     split = len(harmful.prompts)
     return {
@@ -89,9 +103,11 @@ def judges(result: Mapping[str, Any]) -> dict[str, Any]:
     odds = [flag for side in sides for flag in side["log_odds_refuse"]]
     agreement = judge_agreement(markers, odds)
     return {
-        "agreement": agreement.share,
-        "kappa": agreement.kappa,
-        "n": agreement.n,
+        "agreement": agreement.share.value,
+        "kappa": agreement.kappa.value,
+        "kappa_low": agreement.kappa.low,
+        "kappa_high": agreement.kappa.high,
+        "n": agreement.kappa.n,
         "refusal_rate_log_odds": rate(result["harmful"]["log_odds_refuse"]).to_json(),
         "refusal_rate_echo": rate(result["harmful"]["echo"]).to_json(),
     }
@@ -113,8 +129,8 @@ def _sides(behaviour: Behaviour) -> dict[str, Any]:
     return {"harmful": behaviour.harmful["test"], "harmless": behaviour.harmless["test"]}
 
 
-def _forced(lab: Lab, prompts: Sequence[Prompt], responses: Sequence[Response]) -> TokenLogprobs:
-    return response_logprobs(lab.model, lab.render(prompts), responses, k=lab.config.kl_tokens, batch_tokens=lab.config.batch_tokens)
+def _forced(lab: Lab, model: ChatModel, prompts: Sequence[Prompt], responses: Sequence[Response]) -> TokenLogprobs:
+    return response_logprobs(model, lab.render(prompts), responses, k=lab.config.kl_tokens, batch_tokens=lab.config.batch_tokens)
 
 
 def _answers(lab: Lab, prompts: Sequence[Prompt]) -> Nll:

@@ -42,12 +42,7 @@ Recipes = Mapping[float, Recipe]
 
 def select(lab: Lab, recipes: Recipes, behaviour: Behaviour) -> dict[str, Any]:
     """Return the chosen candidate of an arm as JSON: choice, feasibility, validation figures, and every candidate that was tried."""
-    candidates = [
-        candidate
-        for softness, recipe in recipes.items()
-        for rule, place in product(recipe.profiles, places(lab.config, lab.layers))
-        for candidate in _rise(lab, recipes, replace(place, softness=softness, rule=rule), behaviour)
-    ]
+    candidates = [candidate for place in grid(lab, recipes) for candidate in _rise(lab, recipes, place, behaviour)]
     limit = lab.config.max_refusal
     best = _first_that_works(lab, recipes, sorted(candidates, key=lambda c: _rank(c, limit))[: lab.config.finalists], behaviour)
     return {
@@ -57,6 +52,15 @@ def select(lab: Lab, recipes: Recipes, behaviour: Behaviour) -> dict[str, Any]:
         "validation": figures(lab, recipes, best.choice, behaviour),
         "grid": [{**asdict(c.choice), "refusal": c.refusal, "kl": c.kl} for c in candidates],
     }
+
+
+def grid(lab: Lab, recipes: Recipes) -> list[Choice]:
+    """Return every softness x strength rule x source x window that is tried, at strength 1."""
+    return [
+        replace(place, softness=softness, rule=rule)
+        for softness, recipe in recipes.items()
+        for rule, place in product(recipe.profiles, places(lab.config, lab.layers))
+    ]
 
 
 def _rise(lab: Lab, recipes: Recipes, place: Choice, behaviour: Behaviour) -> Iterator[Candidate]:

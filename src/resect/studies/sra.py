@@ -14,14 +14,13 @@ from resect.cleaning import atom_term
 from resect.config import SRAConfig
 from resect.edit.plan import EditPlan
 from resect.evaluation import drift
-from resect.evaluation.statistics import rate
+from resect.evaluation.statistics import mean_of, rate
 from resect.studies import ceilings, comparisons, curves, passes, scores, selection
-from resect.studies.arms import ARMS, Choice, Recipe, needs_energy, recipe, softnesses
-from resect.studies.behaviour import Behaviour, observe
-from resect.studies.forecast import forecast
-from resect.studies.inputs import StudyInputs, gamma_atom, near_twins
-from resect.studies.lab import Lab
-from resect.studies.materials import Materials, gather
+from resect.studies.arms import ARMS
+from resect.studies.bench import Bench, plan_of, prepare, prove_plan, recipes, score_plan, select_arm, twin_ids
+from resect.studies.forecast import forecast, quantities
+from resect.studies.inputs import StudyInputs, near_twins
+from resect.studies.materials import Materials
 from resect.studies.steps import Steps
 
 MAIN_ARM = "sra"
@@ -29,7 +28,10 @@ MAIN_ARM = "sra"
 
 @dataclass(frozen=True, eq=False)
 class SRAResult:
-    """A finished study: the two JSON documents, the sample rows, and the values that other stages start from."""
+    """A finished study: the two JSON documents, the sample rows, and the values that other stages start from.
+
+    `edited` is the arm whose edit the run keeps, `proof` its edit proof.
+    """
 
     evaluation: dict[str, Any]
     study: dict[str, Any]
@@ -38,33 +40,8 @@ class SRAResult:
     cleaned: torch.Tensor
     lam: float
     plans: dict[str, EditPlan]
-
-
-@dataclass(frozen=True, eq=False)
-class Bench:
-    """What all steps share: the model with its behaviour and materials, and what edits of it are compared with."""
-
-    lab: Lab
-    inputs: StudyInputs
-    behaviour: Behaviour
-    materials: Materials
-    reference: scores.Reference
-    steps: Steps
-    gamma_atom: str
-
-    @property
-    def config(self) -> SRAConfig:
-        """The settings of the study."""
-        return self.lab.config
-
-    def recipe(self, arm: str, softness: float) -> Recipe:
-        """Return an arm's direction and profile at a softness of the cleaning."""
-        return recipe(ARMS[arm], self.materials, self.config, softness=softness, gamma_atom=self.gamma_atom)
-
-    def chosen(self, arm: str, pick: dict[str, Any]) -> tuple[Recipe, Choice]:
-        """Return an arm's recipe and choice as selection stored them."""
-        choice = selection.chosen(pick)
-        return self.recipe(arm, choice.softness), choice
+    edited: str
+    proof: dict[str, Any]
 
 
 def run(inputs: StudyInputs, config: SRAConfig, steps: Steps) -> SRAResult:
@@ -79,9 +56,12 @@ def run(inputs: StudyInputs, config: SRAConfig, steps: Steps) -> SRAResult:
     results = {arm: steps.json(f"test_{arm}", lambda p=plan: score_plan(bench, p)) for arm, plan in {"base": EditPlan(()), **plans}.items()}
     traces = {arm: steps.json(f"curve_{arm}", lambda a=arm, p=pick: _trace(bench, a, p)) for arm, pick in picks.items()}
     lam = selection.chosen(picks[MAIN_ARM]).softness if MAIN_ARM in picks else config.lams[0]
-    cleaned = bench.recipe(MAIN_ARM, lam).vectors
+    cleaned = bench.cleaned(lam)
+    edited = MAIN_ARM if MAIN_ARM in plans else next(iter(plans))
     return SRAResult(
         lam=lam,
+        edited=edited,
+        proof=steps.json("edit_proof", lambda: prove_plan(bench, plans[edited])),
         evaluation=evaluation_of(bench, results),
         study=_study(bench, picks, results, traces, cleaned=cleaned, lam=lam),
         samples=_samples(bench, results),
@@ -89,39 +69,6 @@ def run(inputs: StudyInputs, config: SRAConfig, steps: Steps) -> SRAResult:
         cleaned=cleaned,
         plans=plans,
     )
-
-
-def prepare(inputs: StudyInputs, config: SRAConfig, steps: Steps) -> Bench:
-    """Return the bench: the base observed, the materials gathered; raises what `run` raises."""
-    lab = Lab(inputs.model, config)
-    atom = gamma_atom(inputs, config) if needs_energy(config) else ""
-    behaviour = observe(lab, inputs, steps)
-    materials = gather(lab, inputs, behaviour, steps)
-    twin_ids = None
-    if inputs.twin is not None:
-        twin_ids = steps.json("twin_test", lambda: _twin_ids(lab, inputs, inputs.harmful.test))
-    return Bench(lab, inputs, behaviour, materials, scores.reference(lab, inputs, behaviour, twin_ids), steps, atom)
-
-
-def _twin_ids(lab: Lab, inputs: StudyInputs, prompts: Any) -> list[list[int]]:
-    return [list(r.ids) for r in lab.respond(prompts, max_new_tokens=lab.config.max_new_tokens, model=inputs.twin)]
-
-
-def select_arm(bench: Bench, arm: str) -> dict[str, Any]:
-    """Return what validation chose for an arm, as `selection.select` stores it."""
-    recipes = {softness: bench.recipe(arm, softness) for softness in softnesses(ARMS[arm], bench.config)}
-    return selection.select(bench.lab, recipes, bench.behaviour)
-
-
-def plan_of(bench: Bench, arm: str, pick: dict[str, Any]) -> EditPlan:
-    """Return the edit that validation chose for an arm."""
-    recipe, choice = bench.chosen(arm, pick)
-    return recipe.plan(bench.lab.writers, choice)
-
-
-def score_plan(bench: Bench, plan: EditPlan) -> dict[str, Any]:
-    """Return an edit's test results, prompt by prompt."""
-    return scores.score(bench.lab, bench.inputs, bench.behaviour, bench.reference, plan)
 
 
 def _trace(bench: Bench, arm: str, pick: dict[str, Any]) -> list[dict[str, Any]]:
@@ -160,9 +107,10 @@ def _study(
         "passes": bench.steps.json("passes", lambda: _passes(bench, picks)) if MAIN_ARM in picks else [],
         "lambda_sweep": _lambda_sweep(bench, picks),
         "decomposition": comparisons.decompose(matched, rule=config.gamma_rule),
-        "forecast": forecast(bench.materials, bench.recipe(MAIN_ARM, min(config.lams)).vectors, lam=min(config.lams)),
+        "forecast": bench.steps.json("forecast", lambda: _forecast(bench)),
         "drift_by_topic": {arm: _by_topic(bench, result) for arm, result in results.items() if arm != "base"},
         "drift_quantiles": {arm: _quantiles(result) for arm, result in results.items() if arm != "base"},
+        "twin": _to_twin(bench, picks),
         "ceilings": _ceilings(bench),
         "judges": {arm: scores.judges(result) for arm, result in results.items()},
         "verdicts": {arm: scores.verdict_counts(result) for arm, result in results.items()},
@@ -213,6 +161,17 @@ def _spectrum(bench: Bench, cleaned: torch.Tensor, lam: float) -> dict[str, Any]
     }
 
 
+def _forecast(bench: Bench) -> dict[str, Any]:
+    """Return the forecast for the raw direction and SRA at every place that validation tries; at flat strength if SRA is no arm."""
+    clean = MAIN_ARM if MAIN_ARM in bench.config.arms else "sra_flat"
+    plans = {}
+    for arm in ("standard", clean):
+        made = recipes(bench, arm)
+        plans[arm] = [made[c.softness].plan(bench.lab.writers, c) for c in selection.grid(bench.lab, made)]
+    known = quantities(bench.materials, bench.cleaned(min(bench.config.lams)))
+    return forecast(bench.lab, bench.behaviour, raw=plans["standard"], clean=plans[clean], known=known)
+
+
 def _passes(bench: Bench, picks: dict[str, Any]) -> list[dict[str, Any]]:
     recipe, choice = bench.chosen(MAIN_ARM, picks[MAIN_ARM])
     return passes.run_passes(bench.lab, recipe, choice, materials=bench.materials, behaviour=bench.behaviour, reference=bench.reference)
@@ -225,10 +184,10 @@ def _lambda_sweep(bench: Bench, picks: dict[str, Any]) -> list[dict[str, Any]]:
     choice, raw = selection.chosen(picks[MAIN_ARM]), bench.materials.raw
     rows = []
     for lam in sorted(bench.config.lam_sweep):
-        recipes = {lam: bench.recipe(MAIN_ARM, lam)}
+        made = {lam: bench.recipe(MAIN_ARM, lam)}
         tried = replace(choice, softness=lam)
-        figures = bench.steps.json(f"lambda_{lam:g}", lambda r=recipes, c=tried: selection.figures(bench.lab, r, c, bench.behaviour))
-        cosine = torch.nn.functional.cosine_similarity(recipes[lam].vectors, raw, dim=-1).mean().item()
+        figures = bench.steps.json(f"lambda_{lam:g}", lambda r=made, c=tried: selection.figures(bench.lab, r, c, bench.behaviour))
+        cosine = torch.nn.functional.cosine_similarity(made[lam].vectors, raw, dim=-1).mean().item()
         rows.append({"lambda": lam, **figures, "cosine_with_raw": cosine})
     return rows
 
@@ -243,13 +202,23 @@ def _quantiles(result: dict[str, Any]) -> dict[str, Any]:
     return {**asdict(spread), "top1_flips": rate(result["top1_flips"]).to_json()}
 
 
+def _to_twin(bench: Bench, picks: dict[str, Any]) -> dict[str, Any] | None:
+    if bench.reference.twin is None:
+        return None
+    plans = {"base": EditPlan(()), **{arm: plan_of(bench, arm, pick) for arm, pick in picks.items()}}
+    rows = bench.steps.json(
+        "kl_to_twin", lambda: {a: scores.kl_to_twin(bench.lab, bench.behaviour, bench.reference, p) for a, p in plans.items()}
+    )
+    return {arm: mean_of(row, unit="nats per token", seed=bench.config.seed).to_json() for arm, row in rows.items()}
+
+
 def _ceilings(bench: Bench) -> dict[str, Any] | None:
     twin = bench.inputs.twin
     if twin is None or not bench.config.ceilings:
         return None
     lab, behaviour, reference = bench.lab, bench.behaviour, bench.reference
     validation = bench.inputs.harmful.validation
-    twin_validation = lab.read(validation.prompts, bench.steps.json("twin_validation", lambda: _twin_ids(lab, bench.inputs, validation)))
+    twin_validation = lab.read(validation.prompts, bench.steps.json("twin_validation", lambda: twin_ids(lab, bench.inputs, validation)))
     return bench.steps.json(
         "ceilings",
         lambda: {

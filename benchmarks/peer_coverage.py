@@ -1,0 +1,116 @@
+"""What the peer tool heretic leaves of a direction that it is told to remove, family by family: the property of coverage.py.
+
+    python benchmarks/coverage.py                               # first: resect's own figures, results/coverage.json
+    python benchmarks/peer_coverage.py                          # every family that was built there; writes results/peer_coverage.json
+    python benchmarks/peer_coverage.py --only qwen3 mixtral     # some families, nothing is written
+
+Every family's tiny random network is saved as a checkpoint, with one random direction for all blocks. heretic, in an environment of its own
+(peer_environment.py), loads it and edits at weight 1 in every block: with its defaults, and without row normalisation. Left is the norm
+over tokens of what a block adds to the residual stream along its direction, after the edit over before it, on equal inputs; the worst
+block counts.
+"""
+
+import argparse
+import json
+import tempfile
+import warnings
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import peer_environment
+import torch
+from safetensors.torch import save_file
+
+OURS = Path(__file__).parent / "results" / "coverage.json"
+RESULTS = Path(__file__).parent / "results" / "peer_coverage.json"
+SETTINGS = ("default", "no_row_normalization")
+RUNNER = Path(__file__).parent / "peer_coverage_runner.py"
+
+
+def measure(folders: Sequence[Path], python: Path, *, seconds: float = 60) -> dict[str, dict[str, Any]]:
+    """Return {family: {setting: {status, left_max, left, touched, error}}} of checkpoints, each with its `directions.safetensors`.
+
+    `status` is "edited", "not edited", "not loaded", "not measured" (crash or time limit) or "unknown to its transformers".
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for line in peer_environment.run(python, [str(RUNNER), "--seconds", str(seconds), *map(str, folders)]).splitlines():
+        row = json.loads(line)
+        found.setdefault(row.pop("name"), {})[row.pop("setting")] = row
+    return found
+
+
+def measure_families(names: Sequence[str], python: Path) -> dict[str, dict[str, Any]]:
+    """Return the same for families of families.py, by name; "not saved" are those whose checkpoint cannot be written."""
+    found: dict[str, dict[str, Any]] = {}
+    with tempfile.TemporaryDirectory() as place:
+        for name in names:
+            try:
+                save_checkpoint(name, Path(place) / name)
+            except Exception as error:  # noqa: BLE001 (a family that cannot be saved is a row of the table)
+                found[name] = {key: {"status": "not saved", "error": f"{type(error).__name__}: {error}"} for key in SETTINGS}
+        found |= measure([Path(place) / name for name in names if name not in found], python)
+    return {name: found[name] for name in names}
+
+
+def save_checkpoint(name: str, folder: Path) -> Path:
+    """Save a family's tiny network, a word tokenizer with a chat template, and the direction of coverage.py; return the folder."""
+    import families
+    from transformers.utils import logging
+
+    from resect.organism import words
+    from resect.organism.tokenizer import make_tokenizer
+
+    logging.disable_progress_bar()
+    network, _ = families.build(name)
+    network.save_pretrained(folder)
+    make_tokenizer((*words.SPECIAL, *map(str, range(100)))).save_pretrained(folder)
+    width = network.config.get_text_config(decoder=True).hidden_size
+    save_file({"vectors": torch.randn(1, width, generator=torch.Generator().manual_seed(11))}, folder / "directions.safetensors")
+    return folder
+
+
+def table(ours: Sequence[Mapping[str, Any]], peer: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the table: what resect leaves (`bake_left` of coverage.py), what heretic leaves with and without its row normalisation."""
+    resect = {row["name"]: f"{row['figures']['bake_left']:.1e}" if "bake_left" in row["figures"] else row["status"] for row in ours}
+    lines = [f"{'family':26} {'resect':>9} {'default':>9} {'no rows':>9}  edited by heretic, or why not"]
+    for name, settings in peer.items():
+        default, plain = (settings[s] for s in SETTINGS)
+        left = [f"{s['left_max']:.1e}" if s["status"] == "edited" else "-" for s in (default, plain)]
+        note = ", ".join(default["touched"]) if default["status"] == "edited" else f"{default['status']}: {default['error']}"
+        lines.append(f"{name:26} {resect.get(name, ''):>9} {left[0]:>9} {left[1]:>9}  {note}")
+    return "\n".join(lines)
+
+
+def summary(peer: Mapping[str, Mapping[str, Any]], *, removed: float = 1e-3) -> dict[str, Any]:
+    """Return counts by setting: families tried, edited, and edited so that at most `removed` of the component is left in every block."""
+    counts: dict[str, Any] = {"families": len(peer), "removed_means_at_most": removed}
+    for setting in SETTINGS:
+        rows = [settings[setting] for settings in peer.values()]
+        statuses = Counter(row["status"] for row in rows)
+        removed_in = sum(row["status"] == "edited" and row["left_max"] <= removed for row in rows)
+        counts[setting] = {"statuses": dict(sorted(statuses.items())), "removed": removed_in}
+    return counts
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", metavar="NAME")
+    parser.add_argument("--peer-venv", type=Path, default=peer_environment.VENV)
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    ours = json.loads(OURS.read_text(encoding="utf-8"))["families"] if OURS.is_file() else []
+    built = [row["name"] for row in ours if row["status"] != "not built"]
+    peer = measure_families(options.only or built, peer_environment.ensure(options.peer_venv))
+    counts = summary(peer)
+    if options.only is None:
+        versions = peer_environment.record(options.peer_venv)["versions"]
+        report = {"versions": versions, "summary": counts, "families": peer}
+        RESULTS.write_text(json.dumps(report, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    print(table(ours, peer))
+    print(json.dumps(counts, sort_keys=True))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,188 @@
+"""An edit as a PEFT adapter: W' - W = -gamma U (C^T W) has the rank of the edit, so a LoRA of that rank is exact.
+
+Linear layers (either layout), stacked experts with their biases, and embeddings become low-rank factors. The bias of a linear layer has
+none: PEFT's own `bias="lora_only"` keeps its new values with the adapter, so switching the adapter off does not bring the old ones back.
+"""
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from pathlib import Path
+from typing import Any, cast
+
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from resect import artifacts
+from resect.edit.bake import edited_weight
+from resect.edit.hooks import matched
+from resect.edit.plan import EditPlan, WriterEdit
+from resect.edit.save import describe, new_folder
+from resect.errors import UserError, missing_extra
+from resect.layout import OUTPUT_AXIS
+from resect.models.embeddings import tied_head
+from resect.models.load import ChatModel
+from resect.models.writers import Writer, WriterParameter
+
+WEIGHTS = "adapter_model.safetensors"
+_ROOT = "base_model.model."
+
+
+@dataclass(frozen=True, eq=False)
+class Adapter:
+    """LoRA factors and biases under the names of an adapter file, and what they change: whole modules and single parameters.
+
+    `transposed` says whether the modules keep their weights as [in, out], which PEFT wants to be told.
+    """
+
+    rank: int
+    modules: tuple[str, ...]
+    parameters: tuple[str, ...]
+    tensors: Mapping[str, Tensor]
+    transposed: bool = False
+
+
+def make_adapter(model: ChatModel, writers: Sequence[Writer], plan: EditPlan) -> Adapter:
+    """Return the plan as factors A = C^T W, B = -gamma U, filled up with zeros to the plan's largest rank; the model is left alone.
+
+    Raises:
+        UserError: an empty plan, one that keeps norms (its change of a weight has full rank), or one that edits a token embedding which
+            is the output head as well.
+    """
+    edits = matched(writers, plan, d_model=model.d_model)
+    if not edits:
+        raise UserError("The edit changes nothing, and an adapter of nothing cannot be written; give a strength above 0.")
+    _check_head(model, edits)
+    rank = max(edit.u.shape[1] for _, edit in edits)
+    parts = [_part(model, p, _padded(edit, rank)) for writer, edit in edits for p in writer.parameters]
+    tensors: dict[str, Tensor] = {}
+    for owner, group in groupby(sorted(parts, key=lambda part: (part.owner, part.place)), key=lambda part: part.owner):
+        for part, outer in _wrapped(list(group)):
+            place = f"{_ROOT}{owner}.{'base_layer.' * outer}"
+            tensors |= {place + key: value.float().cpu().contiguous() for key, value in part.tensors.items()}
+    whole = tuple(part.owner for part in parts if part.factors and part.whole)
+    transposed = any(isinstance(model.network.get_submodule(name), Conv1D) for name in whole)
+    return Adapter(rank, whole, tuple(part.name for part in parts if part.factors and not part.whole), tensors, transposed)
+
+
+def save_adapter(model: ChatModel, adapter: Adapter, out: Path, *, card: str, proof: Mapping[str, Any] | None = None) -> None:
+    """Write an ordinary PEFT adapter folder (factors as safetensors, `adapter_config.json`, proof, card), whole or not at all.
+
+    Raises:
+        UserError: peft is not installed, or `out` exists and is not an empty folder or cannot be written.
+    """
+    config = _peft().LoraConfig(
+        r=adapter.rank,
+        lora_alpha=adapter.rank,
+        target_modules=list(adapter.modules),
+        target_parameters=list(adapter.parameters) or None,
+        fan_in_fan_out=adapter.transposed,
+        bias="lora_only",
+        task_type="CAUSAL_LM",
+        inference_mode=True,
+        base_model_name_or_path=model.name,
+    )
+    with new_folder(out) as folder:
+        config.save_pretrained(folder)
+        artifacts.save_tensors(folder / WEIGHTS, adapter.tensors, {"format": "pt"})
+        describe(folder, card=card, proof=proof)
+
+
+def with_adapter(model: ChatModel, folder: Path) -> ChatModel:
+    """Return the model with an adapter read from its folder by PEFT itself; PEFT wraps the network's modules in place.
+
+    Raises:
+        UserError: peft is not installed, or it does not find every tensor of the adapter in the model.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*missing adapter keys.*")
+        # PEFT reads an attribute that transformers renamed.
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+        try:
+            wrapped = cast(Any, _peft().PeftModel.from_pretrained(cast(Any, model.network), str(folder)))
+        except (UserWarning, ValueError, RuntimeError, KeyError) as error:
+            raise UserError(f"PEFT cannot put the adapter in {folder} on this model: {str(error).splitlines()[0]}") from error
+    return replace(model, network=wrapped.get_base_model())
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """What an adapter file holds of one parameter: two factors, or a bias as it is after the edit."""
+
+    name: str
+    place: int
+    whole: bool
+    factors: bool
+    tensors: Mapping[str, Tensor]
+
+    @property
+    def owner(self) -> str:
+        return self.name.rpartition(".")[0]
+
+
+def _wrapped(parts: list[_Part]) -> Iterator[tuple[_Part, int]]:
+    """Return each parameter of a module with the number of wrappers around it: PEFT puts one a factorised parameter, the last outermost."""
+    for part in parts:
+        yield part, sum(other.factors and (other.place > part.place or not part.factors) for other in parts)
+
+
+def _part(model: ChatModel, described: WriterParameter, edit: WriterEdit) -> _Part:
+    owner, _, leaf = described.name.rpartition(".")
+    module, weight = model.network.get_submodule(owner), model.network.get_parameter(described.name).detach()
+    place = [name for name, _ in module.named_parameters(recurse=False)].index(leaf)
+    if described.layout == "bias":
+        return _Part(described.name, place, whole=True, factors=False, tensors={"bias": edited_weight(weight, "bias", edit)})
+    whole = leaf == "weight" and isinstance(module, nn.Linear | Conv1D | nn.Embedding)
+    a, b = _factors(weight.movedim(OUTPUT_AXIS[described.layout], -1), edit)
+    if not whole and not _same_sides(module, described):
+        a, b = b, a
+    if isinstance(module, nn.Embedding):
+        tensors = {"lora_embedding_A": a[0].T, "lora_embedding_B": b[0]}
+    else:
+        tensors = {"lora_A.weight": a.mT.flatten(0, 1), "lora_B.weight": b.permute(1, 2, 0).flatten(1)}
+    return _Part(described.name, place, whole, factors=True, tensors=tensors)
+
+
+def _factors(weight: Tensor, edit: WriterEdit) -> tuple[Float[Tensor, "expert d_in k"], Float[Tensor, "expert d_model k"]]:
+    """Return W^T C and -gamma U for every expert (one if the weight is not stacked); the weight's output axis is its last."""
+    stacked = (weight if weight.ndim == 3 else weight[None]).double()
+    outer = (-edit.gamma * edit.u.double()).to(stacked)
+    return stacked @ edit.c.to(stacked), outer.expand(len(stacked), *outer.shape)
+
+
+def _same_sides(module: nn.Module, described: WriterParameter) -> bool:
+    """Return whether PEFT takes the same axis of a bare parameter for its outputs as the model does."""
+    axis = OUTPUT_AXIS[described.layout]
+    if described.layout in ("out_in", "in_out"):
+        return axis == 0
+    return axis == (2 if getattr(module, "is_transposed", False) else 1)
+
+
+def _check_head(model: ChatModel, edits: Sequence[tuple[Writer, WriterEdit]]) -> None:
+    head = tied_head(model)
+    table = f"{next((writer.name for writer, _ in edits if writer.kind == 'embedding'), '')}.weight"
+    if head is not None and model.network.get_parameter(head) is dict(model.network.named_parameters(remove_duplicate=False)).get(table):
+        raise UserError(
+            f"The token embedding {table} is the output head {head} as well, so merging an adapter of it would change the head; leave the "
+            "embeddings as they are, or save the edited model instead."
+        )
+
+
+def _padded(edit: WriterEdit, rank: int) -> WriterEdit:
+    if edit.preserve != "nothing":
+        raise UserError(
+            f"The edit of {edit.writer} keeps {edit.preserve} norms, so it changes the weight by a matrix of full rank, which no "
+            "adapter of low rank holds; save the edited model instead."
+        )
+    missing = rank - edit.u.shape[1]
+    return replace(edit, u=nn.functional.pad(edit.u, (0, missing)), c=nn.functional.pad(edit.c, (0, missing)))
+
+
+def _peft() -> Any:
+    try:
+        import peft
+    except ImportError as error:
+        raise missing_extra("peft", "peft") from error
+    return peft

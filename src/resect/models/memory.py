@@ -1,0 +1,275 @@
+"""Memory that each stage needs, predicted before any weight is read.
+
+Parameters are counted on tensors without data (the meta device). What a forward pass holds at its peak is found by running the network
+there too, while every tensor's size is noted as it comes and goes: no list of architectures, and no memory used. The rest is arithmetic on
+what the modules of each stage keep. Not counted: the interpreter with its libraries, and scratch space inside kernels.
+"""
+
+import weakref
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
+
+from resect.errors import UserError
+from resect.models.batches import batches
+from resect.models.chat import Rendered
+from resect.models.forward import accepts, cache_argument, run_until
+from resect.models.load import find_blocks
+from resect.models.source import first_line, is_vision_language
+
+_FLOAT = 4
+_DOUBLE = 8
+_KL_VALUES = 1 << 24  # float64 values of one operand of a KL divergence that are held at once
+_KL_COPIES = 6  # both operands, normalised, their difference, its weight and the product
+_MASK_COPIES = 3  # a padding mask of rows x tokens x tokens in bytes, and what it is made from
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What is asked of the model: the token counts of the prompts that go in together, and what is kept of them.
+
+    `captured` prompts have their activations kept; `observed` prompts have their first-token
+    log-probabilities kept, `learnt` of them are read together; `scored` are the prompts of a test side, followed for `forced` tokens. At
+    most `logits_at_once` logits are scored in one pass.
+    """
+
+    tokens: tuple[int, ...]
+    batch_tokens: int
+    new_tokens: int
+    captured: int
+    observed: int
+    learnt: int
+    scored: int
+    forced: int
+    logits_at_once: int
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Bytes that a stage holds at its peak: beside the weights' device (`device`), and always in main memory (`host`)."""
+
+    name: str
+    device: int
+    host: int
+
+    def total(self, *, on_cpu: bool) -> int:
+        """Return what the device must hold: with the processor as device both."""
+        return self.device + self.host if on_cpu else self.device
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One forward pass: bytes held at its peak, bytes of what it leaves behind, and bytes of the cache among them."""
+
+    peak: int
+    left: int
+    cache: int = 0
+
+
+class Live(TorchDispatchMode):
+    """Notes the bytes of all tensors made inside it, as they come and go: `now`, and the most there were, `peak`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._sizes: dict[int, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+        """Run the operation and note new storages."""
+        if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
+            # Networks ask whether the positions have no gap; without data the answer is yes.
+            return True
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                self._note(tensor.untyped_storage())
+        return result
+
+    def _note(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata
+        if key in self._sizes:
+            return
+        self._sizes[key] = storage.nbytes()
+        self.now += storage.nbytes()
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._forget, key)
+
+    def _forget(self, key: int) -> None:
+        self.now -= self._sizes.pop(key, 0)
+
+
+class _Fused(TorchFunctionMode):
+    """Fused kernels as they hold memory: attention its output and one number a row, grouped experts their output.
+
+    Without data torch would write out all attention weights, and knows grouped experts in bfloat16 only.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+        """Replace the two, and nothing else."""
+        if func is torch.nn.functional.scaled_dot_product_attention:
+            query, value = args[0], args[2]
+            sums = query.new_empty(query.shape[:-1], dtype=torch.float32)
+            return value.new_empty(*sums.shape, value.shape[-1])
+        if func is getattr(torch, "_grouped_mm", None):
+            return args[0].new_empty(args[0].shape[0], args[1].shape[-1])
+        return func(*args, **(kwargs or {}))
+
+
+def without_weights(config: PreTrainedConfig, *, dtype: torch.dtype, trust_remote_code: bool = False) -> PreTrainedModel:
+    """Return the network of a configuration with no data in it (meta device): its tensors have shapes and dtypes only.
+
+    Raises:
+        UserError: a configuration from which no network can be made.
+    """
+    loader = AutoModelForImageTextToText if is_vision_language(config) else AutoModelForCausalLM
+    try:
+        with torch.device("meta"):
+            return loader.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code).eval()
+    except (OSError, ImportError, ValueError, AttributeError, TypeError, KeyError) as error:
+        raise UserError(f"No network can be made from the configuration ({config.model_type}): {first_line(error)}") from error
+
+
+def weight_bytes(network: nn.Module) -> int:
+    """Return the bytes of all parameters and buffers; what is shared (tied embeddings) counts once."""
+    return sum(t.numel() * t.element_size() for t in [*network.parameters(), *network.buffers()])
+
+
+def predict(network: PreTrainedModel, work: Workload) -> tuple[Stage, ...]:
+    """Return what load, capture, study and save hold at their peaks, for a network without data in the dtype it will run in.
+
+    Raises:
+        UserError: a network whose forward pass cannot be run without data.
+    """
+    weights = weight_bytes(network)
+    try:
+        capture, study = capture_stage(network, work), study_stage(network, work)
+    except (RuntimeError, NotImplementedError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"A pass of {type(network).__name__} cannot be run without data ({first_line(error)}), so its memory cannot be predicted; its "
+            f"weights are {weights} bytes."
+        ) from error
+    return (
+        Stage("load", weights + check_bytes(network), 0),
+        replace(capture, device=weights + capture.device),
+        replace(study, device=weights + study.device),
+        Stage("save", weights + bake_bytes(network), 0),
+    )
+
+
+def capture_stage(network: PreTrainedModel, work: Workload) -> Stage:
+    """Return what capturing holds beside the weights: a pass up to the last block, the wanted rows of a batch and those kept so far."""
+    layers, d_model = len(find_blocks(network)), _text(network).hidden_size
+    row = layers * d_model * _FLOAT
+    passes = [run_to_last_block(network, rows, tokens, padded=p).peak + 2 * rows * row for rows, tokens, p in shapes(work)]
+    return Stage("capture", max(passes), work.captured * row)
+
+
+def study_stage(network: PreTrainedModel, work: Workload) -> Stage:
+    """Return what a study holds beside the weights: the most of writers, generation and scoring, and every distribution that is kept.
+
+    Kept are first-token log-probabilities of the base (all prompts) and of an edit (both test sides), and teacher-forced ones of both. The
+    log-odds judge reads the learnt ones joined together and in float64; a KL divergence is taken in float64, a part at a time.
+    """
+    row = _text(network).vocab_size * _FLOAT
+    blocks = [network.get_submodule(name) for name in find_blocks(network)]
+    writers = max(sum(p.numel() * _FLOAT for p in b.parameters() if p.element_size() < _FLOAT) for b in blocks)
+    passes = max([generation_bytes(network, *shape, new=work.new_tokens) for shape in shapes(work)] + [scoring_bytes(network, work)])
+    observed, learnt = work.observed * row, work.learnt * row
+    judged = observed + learnt + 3 * learnt * _DOUBLE // _FLOAT
+    scored = observed + work.scored * (2 + 2 * work.forced) * row
+    compared = scored + _KL_COPIES * _DOUBLE * min(_KL_VALUES, work.scored * work.forced * row // _FLOAT)
+    return Stage("study", max(writers, passes), max(judged, compared))
+
+
+def generation_bytes(network: PreTrainedModel, rows: int, tokens: int, padded: bool, *, new: int) -> int:  # noqa: FBT001  a shape
+    """Return what decoding a batch holds: the pass over the prompts, its logits in float32 and checked, or the cache at its longest.
+
+    The cache grows by copying: one layer of it is there twice.
+    """
+    first = run_to_logits(network, rows, tokens, kept=1, cache=True, padded=padded)
+    cache = run_to_logits(network, rows, tokens + new, kept=1, cache=True).cache
+    logits = rows * _text(network).vocab_size
+    widened = logits * (_FLOAT if network.dtype.itemsize < _FLOAT else 0)
+    grown = cache + cache // len(find_blocks(network)) + logits * network.dtype.itemsize + widened
+    return max(first.peak, first.left + widened + logits, grown)
+
+
+def scoring_bytes(network: PreTrainedModel, work: Workload) -> int:
+    """Return what scoring holds: a pass with its logits, in float32 and as log-probabilities, while the batch before is still there."""
+    longest, vocab = max(work.tokens), _text(network).vocab_size
+    found = []
+    for kept in {1, work.forced}:
+        rows = min(len(work.tokens), work.batch_tokens // (longest + kept - 1), work.logits_at_once // (kept * vocab))
+        one = run_to_logits(network, max(1, rows), longest + kept - 1, kept=kept, cache=False, padded=len(set(work.tokens)) > 1)
+        scored = max(1, rows) * kept * vocab * _FLOAT
+        before = 2 * scored if rows < len(work.tokens) else 0
+        widened = scored if network.dtype.itemsize < _FLOAT else 0
+        found.append(max(before + max(one.peak, one.left + widened), before // 2 + 2 * scored))
+    return max(found)
+
+
+def check_bytes(network: nn.Module) -> int:
+    """Return what the search for NaN and infinity holds: the largest parameter's absolute values and two flags for each."""
+    return max((p.numel() * (p.element_size() + 2) for p in network.parameters() if p.is_floating_point()), default=0)
+
+
+def bake_bytes(network: PreTrainedModel) -> int:
+    """Return what baking an edit holds: the largest matrix of the blocks once edited, and what it takes to measure the change.
+
+    That is the difference in float32, and both sides of it where they are in half precision. Saving writes tensors from where they are.
+    """
+    matrices = [p for name in find_blocks(network) for p in network.get_submodule(name).parameters()]
+    return max(p.numel() * (p.element_size() + (3 if p.element_size() < _FLOAT else 1) * _FLOAT) for p in matrices)
+
+
+def shapes(work: Workload) -> tuple[tuple[int, int, bool], ...]:
+    """Return rows, width and whether there is padding, of the batches that may need most: most tokens, and most rows."""
+    made = [
+        (len(b.rows), int(b.input_ids.shape[1]), int(b.lengths.min()) < int(b.lengths.max()))
+        for b in batches([Rendered(range(n)) for n in work.tokens], batch_tokens=work.batch_tokens)
+    ]
+    # Of equal shapes the padded one needs more.
+    return tuple({max(made, key=lambda s: (s[0] * s[1], s[2])), max(made, key=lambda s: (s[0], s[1], s[2]))})
+
+
+def run_to_last_block(network: PreTrainedModel, rows: int, tokens: int, *, padded: bool = False) -> Pass:
+    """Return what a pass without a cache and without logits holds."""
+    last = network.get_submodule(find_blocks(network)[-1])
+    with _Fused(), Live() as live:
+        run_until(network, last, {**_inputs(rows, tokens), "use_cache": False}, hooks={})
+    return Pass(live.peak + _mask(rows, tokens, padded=padded), 0, 0)
+
+
+def run_to_logits(network: PreTrainedModel, rows: int, tokens: int, *, kept: int, cache: bool, padded: bool = False) -> Pass:
+    """Return what a pass holds that scores its last `kept` tokens, and what stays of it: logits, and the cache where one is kept."""
+    options = {"logits_to_keep": kept} if accepts(network, "logits_to_keep") else {}
+    inputs = _inputs(rows, tokens)
+    with torch.no_grad(), _Fused(), Live() as live:
+        output = network(**inputs, use_cache=cache, **options)
+        logits, past = output.logits, output.get(cache_argument(network)) if cache else None
+        del output
+        left = live.now
+        del logits
+        with_cache = live.now
+        del past
+    return Pass(live.peak + _mask(rows, tokens, padded=padded), left, with_cache - live.now)
+
+
+def _inputs(rows: int, tokens: int) -> dict[str, torch.Tensor]:
+    # Without a mask, as networks run where nothing is padded: one is dropped as soon as they see that it hides nothing.
+    return {"input_ids": torch.empty(rows, tokens, dtype=torch.long, device="meta")}
+
+
+def _mask(rows: int, tokens: int, *, padded: bool) -> int:
+    return _MASK_COPIES * rows * tokens * tokens if padded else 0
+
+
+def _text(network: PreTrainedModel) -> Any:
+    return network.config.get_text_config(decoder=True)

@@ -1,0 +1,29 @@
+import pytest
+import torch
+
+from resect.errors import UserError
+from resect.evaluation.judges import LogOddsJudge
+from resect.evaluation.refusal import RefusalTokens
+from resect.generation import Response
+from resect.prompts import Prompt
+
+TOKENS = RefusalTokens((1,), 1.0, 0.0)
+PROMPTS = [Prompt("a"), Prompt("b"), Prompt("c")]
+SAID = Response((0,), "x", finished=True)
+
+
+def first(prompts):
+    return torch.tensor([[0.0, 2.0, 0.0], [2.0, 0.0, 2.0], [0.0, 2.0, 0.0]])[: len(prompts)].log_softmax(1)
+
+
+def test_the_cut_decides_and_the_reason_gives_the_odds():
+    got = LogOddsJudge(first, TOKENS).judge(PROMPTS, [SAID, SAID, None])
+    assert [j.verdict for j in got] == ["refuse", "comply", "unscored"]
+    assert got[0].reason == "log-odds of a refusal token 1.31, cut 0.00"  # 2 − log 2
+    assert [j.verdict for j in LogOddsJudge(first, TOKENS, cut=1.4).judge(PROMPTS[:1], [SAID])] == ["comply"]
+
+
+def test_nothing_to_judge_and_tokens_of_another_model():
+    assert LogOddsJudge(first, TOKENS).judge([], []) == ()
+    with pytest.raises(UserError, match="vocabulary of 3"):
+        LogOddsJudge(first, RefusalTokens((9,), 1.0, 0.0)).judge(PROMPTS[:1], [SAID])

@@ -1,0 +1,174 @@
+"""Predicted bytes against the bytes of the tensors that are really made: exact where it is counting, close where it is a peak."""
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from resect.activations import capture
+from resect.edit.bake import bake
+from resect.edit.plan import make_plan
+from resect.errors import UserError
+from resect.evaluation.logprobs import next_token_logprobs
+from resect.generation import respond
+from resect.models import memory
+from resect.models.chat import Rendered
+from resect.models.forward import cache_argument
+from resect.models.load import check_finite, wrap
+from resect.models.memory import Live, Workload
+from resect.models.writers import Writer, WriterParameter
+
+ROWS, TOKENS, NEW = 24, 48, 16
+BUDGET = 512
+
+
+def work(tokens, **other):
+    plain = {"batch_tokens": BUDGET, "new_tokens": NEW, "captured": len(tokens), "observed": len(tokens), "learnt": 0}
+    return Workload(tuple(tokens), **plain | {"scored": 0, "forced": 1, "logits_at_once": 1 << 26} | other)
+
+
+def prompts(tokens):
+    return [Rendered(range(5, 5 + n)) for n in tokens]
+
+
+def storages(network):
+    tensors = [*network.parameters(), *network.buffers()]
+    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors if t.numel()}.values())
+
+
+def peak_of(action):
+    with torch.no_grad(), Live() as live:
+        kept = action()
+    del kept
+    return live.peak
+
+
+@pytest.fixture
+def pair(tiny):
+    """A function: a tiny model of a family in a dtype, and its network without data."""
+
+    def build(family, dtype=torch.float32):
+        model = tiny(family)
+        model.network.to(dtype)
+        return model, memory.without_weights(model.network.config, dtype=dtype)
+
+    return build
+
+
+def test_weights_are_counted_to_the_byte(tiny, family):
+    network = tiny(family).network
+    network.config.architectures = [type(network).__name__]
+    # A new network: casting one also casts buffers that stay in float32 when it is made in half precision.
+    made = type(network)._from_config(network.config, dtype=torch.bfloat16)
+    assert memory.weight_bytes(memory.without_weights(network.config, dtype=torch.bfloat16)) == storages(made)
+
+
+def test_the_cache_is_counted_to_the_byte(pair):
+    model, empty = pair("qwen3", torch.bfloat16)
+    layers, heads, width = 2, 2, 8
+    found = memory.run_to_logits(empty, ROWS, TOKENS, kept=1, cache=True)
+    assert found.cache == 2 * ROWS * TOKENS * layers * heads * width * 2
+    with torch.no_grad():
+        output = model.network(input_ids=torch.ones(ROWS, TOKENS, dtype=torch.long), use_cache=True)
+    past = output[cache_argument(model.network)]
+    assert found.cache == sum(t.untyped_storage().nbytes() for layer in past.layers for t in (layer.keys, layer.values))
+
+
+@pytest.mark.parametrize("make", ["gemma3", "gpt2", "mixtral", "qwen3_5", "gpt_oss"])
+def test_caches_of_every_make_are_counted(pair, make):
+    """Sliding windows, linear attention: whatever the network keeps, found by what becomes free with it."""
+    model, empty = pair(make)
+    with torch.no_grad(), Live() as live:
+        output = model.network(input_ids=torch.ones(4, TOKENS, dtype=torch.long), use_cache=True, logits_to_keep=1)
+        past = output[cache_argument(model.network)]
+        del output
+        before = live.now
+        del past
+    assert memory.run_to_logits(empty, 4, TOKENS, kept=1, cache=True).cache == before - live.now > 0
+
+
+def test_kept_rows_and_distributions_are_counted_to_the_byte(pair):
+    model, empty = pair("qwen3")
+    tokens = [TOKENS] * ROWS
+    assert memory.capture_stage(empty, work(tokens)).host == capture(model, prompts(tokens)).rows.nbytes
+    assert memory.study_stage(empty, work(tokens)).host == next_token_logprobs(model, prompts(tokens)).nbytes
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("make", ["qwen3", "gpt2", "mixtral", "qwen3_5", "gemma2"])
+def test_peaks_of_capture_generation_and_scoring(pair, make, dtype):
+    """Within a third, on networks so narrow that padding masks weigh as much as activations; without padding within 15 %."""
+    model, empty = pair(make, dtype)
+    for tokens, slack in (([TOKENS] * ROWS, 0.15), ([TOKENS] * (ROWS - 1) + [40], 0.34)):
+        asked, given = work(tokens), prompts(tokens)
+        stage = memory.capture_stage(empty, asked)
+        real = peak_of(lambda p=given: capture(model, p, batch_tokens=BUDGET))
+        assert stage.device + stage.host == pytest.approx(real, rel=slack)
+        real = peak_of(lambda p=given: respond(model, p, max_new_tokens=NEW, batch_tokens=BUDGET))
+        shapes = memory.shapes(asked)
+        assert max(memory.generation_bytes(empty, *shape, new=NEW) for shape in shapes) == pytest.approx(real, rel=slack)
+        real = peak_of(lambda p=given: next_token_logprobs(model, p, batch_tokens=BUDGET))
+        kept = len(tokens) * 260 * 4
+        assert memory.scoring_bytes(empty, asked) + kept == pytest.approx(real, rel=slack)
+
+
+def test_more_of_anything_needs_more(pair):
+    _, empty = pair("qwen3")
+    small = memory.predict(empty, work([TOKENS] * ROWS, scored=4, learnt=8))
+    for change in ({"batch_tokens": 2 * BUDGET}, {"captured": 500}, {"observed": 500}, {"scored": 500}, {"learnt": 500}):
+        large = memory.predict(empty, work([TOKENS] * ROWS, **{"scored": 4, "learnt": 8} | change))
+        assert all(b.device >= a.device and b.host >= a.host for a, b in zip(small, large, strict=True)), change
+        assert large != small, change
+    assert [stage.name for stage in small] == ["load", "capture", "study", "save"]
+    assert small[1].total(on_cpu=True) == small[1].device + small[1].host
+    assert small[1].total(on_cpu=False) == small[1].device
+
+
+def test_the_search_for_nan_is_counted(pair):
+    model, empty = pair("qwen3", torch.bfloat16)
+    # Looking at a parameter makes a view of it, which counts its storage.
+    real = peak_of(lambda: check_finite(model.network, name="tiny")) - sum(p.nbytes for p in model.network.parameters())
+    assert memory.check_bytes(empty) == pytest.approx(real, rel=0.25)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_baking_a_large_matrix(tiny, dtype):
+    """Large enough for float32 algebra; small ones are edited in float64, and weigh nothing."""
+    wide = 8400
+    config = LlamaConfig(vocab_size=64, hidden_size=1024, intermediate_size=wide, num_hidden_layers=1, num_attention_heads=8)
+    network = LlamaForCausalLM._from_config(config, dtype=dtype)
+    model = wrap(network, tiny("qwen3").tokenizer, name="wide")
+    name = "model.layers.0.mlp.down_proj"
+    writer = Writer(name, 0, "mlp", name, None, (WriterParameter(f"{name}.weight", "out_in"),))
+    plan = make_plan([writer], torch.ones(1, 1, 1024), torch.ones(1))
+    real = peak_of(lambda: bake(model, [writer], plan)) - 1024 * wide * dtype.itemsize
+    assert memory.bake_bytes(memory.without_weights(config, dtype=dtype)) == pytest.approx(real, rel=0.02)
+
+
+def test_live_counts_what_is_there_at_once():
+    with Live() as live:
+        first = torch.zeros(1000, dtype=torch.float64)
+        view = first[10:]
+        del first
+        second = torch.zeros(500, dtype=torch.float64)
+        assert live.now == 12000
+        del view
+        third = torch.zeros(100, dtype=torch.float64)
+    assert (live.now, live.peak) == (4800, 12000)
+    del second, third
+
+
+def test_shapes_are_those_of_the_batches():
+    assert set(memory.shapes(work([10] * 100, batch_tokens=100))) == {(10, 10, False)}
+    assert set(memory.shapes(work([50, 10, 10, 10], batch_tokens=60))) == {(1, 50, False), (3, 10, False)}
+    assert set(memory.shapes(work([20, 19], batch_tokens=60))) == {(2, 20, True)}
+
+
+def test_a_network_that_cannot_be_run_without_data_is_named(pair):
+    _, empty = pair("qwen3")
+
+    def asks_for_data(*_, **__):
+        return torch.empty(1, device="meta").tolist()
+
+    empty.model.layers[0].forward = asks_for_data
+    with pytest.raises(UserError, match=r"A pass of Qwen3ForCausalLM cannot be run without data .* its weights are \d+ bytes"):
+        memory.predict(empty, work([TOKENS]))
