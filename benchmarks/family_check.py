@@ -1,5 +1,6 @@
 """One tiny random family through every form of one edit: found and proven, by hooks, baked, written to disk, as an adapter."""
 
+import importlib
 import importlib.util
 import tempfile
 from collections.abc import Callable
@@ -8,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import families
+import peft
 import torch
 from torch import Tensor
 from torch.func import functional_call
 from transformers import CONFIG_MAPPING, PreTrainedModel
 
+from resect.edit import adapter
 from resect.edit.bake import bake
 from resect.edit.hooks import applied
 from resect.edit.plan import EditPlan, make_plan
@@ -99,18 +102,13 @@ def _check(row: Row) -> None:
     row.figures["proof"] = max(w.error for w in writers)
     row.writers = sorted({_shape_of(w) for w in writers})
     case = _case(model, writers)
-    steps: dict[str, Callable[[Case, Row], None]] = {"hook": _hook, "adapter": _adapter, "bake": _bake, "stream": _stream}
+    steps: dict[str, Callable[[Case, Row], None]] = {"hook": _hook, "adapter": _adapter, "stream": _stream, "bake": _bake}
+    if not _has("stream"):  # then the baked model is saved
+        steps["stream"] = steps.pop("stream")
     for form, step in steps.items():
         row.forms[form] = "failed"
-        missing = _MISSING.get(form)
-        if missing and importlib.util.find_spec(missing) is None:
-            row.forms[form] = "not tried"
-            continue
         step(case, row)
         row.forms[form] = "passed"
-
-
-_MISSING = {"adapter": "resect.edit.adapter"}
 
 
 def _built(name: str) -> tuple[PreTrainedModel, str]:
@@ -211,18 +209,20 @@ def _bake(case: Case, row: Row) -> None:
 
 
 def _stream(case: Case, row: Row) -> None:
-    """The edited checkpoint on disk, read back."""
+    """The edited checkpoint on disk, read back: written by `edit.stream` from the unedited one, or saved after baking."""
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "edited"
-        save_edited(case.model, out, card="")
+        source, out = Path(folder) / "source", Path(folder) / "edited"
+        save_edited(case.model, source if _has("stream") else out, card="")
+        if _has("stream"):
+            importlib.import_module("resect.edit.stream").stream(source, case.plan, out)
         _same_logits(row, "stream", logits(load_model(out, dtype="float32", device="cpu").network), case.hooked)
 
 
+def _has(form: str) -> bool:
+    return importlib.util.find_spec(f"resect.edit.{form}") is not None
+
+
 def _adapter(case: Case, row: Row) -> None:
-    import peft
-
-    from resect.edit import adapter  # pyright: ignore[reportAttributeAccessIssue]
-
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "adapter"
         adapter.save_adapter(case.model, adapter.make_adapter(case.model, case.writers, case.plan), out, card="")

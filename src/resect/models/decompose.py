@@ -87,7 +87,9 @@ def _least_squares(target: Float[Tensor, "token d_model"], columns: dict[str, Te
     if not columns:
         return {}
     matrix = torch.stack([c.flatten() / c.norm() for c in columns.values()], dim=1)
-    solution = torch.linalg.lstsq(matrix, target.flatten()[:, None], driver="gelsd").solution.flatten()
+    # Long and narrow: first turned square, then solved with singular values, since columns may depend on one another.
+    q, r = torch.linalg.qr(matrix)
+    solution = torch.linalg.lstsq(r, q.T @ target.flatten()[:, None], driver="gelsd").solution.flatten()
     values = [float(s / c.norm()) for s, c in zip(solution, columns.values(), strict=True)]
     return {n: 1.0 if abs(k - 1) < _SHARE else k for n, k in zip(columns, values, strict=True)}
 

@@ -135,17 +135,18 @@ def find_blocks(network: PreTrainedModel) -> tuple[str, ...]:
         )
     lists = {name: m for name, m in network.named_modules() if isinstance(m, nn.ModuleList) and len(m) and all(map(_is_block, m))}
     decoder = network.get_decoder()
+    # Some networks name their output head as decoder; then every list counts.
     inside = {name: m for name, m in lists.items() if _inside(m, decoder)} or lists
-    # Where no list has that many entries the number counts something else (half blocks), and the outermost list is it.
-    fits = [name for name, m in inside.items() if len(m) == count] or list(inside)
+    fits = [name for name, m in inside.items() if len(m) == count]
     outermost = [name for name in fits if name.count(".") == min(other.count(".") for other in fits)]
     if len(outermost) != 1:
-        found = ", ".join(outermost) if outermost else f"none; all module lists: {', '.join(lists) or 'none'}"
+        everything = ", ".join(f"{name} ({len(m)})" for name, m in lists.items())
+        found = ", ".join(outermost) if outermost else f"none; all module lists: {everything or 'none'}"
         raise UserError(
             f"The {count} text decoder blocks of {type(network).__name__} cannot be told by structure (candidates: {found}); "
             "exactly one module list with that many blocks is needed, so this architecture is not supported."
         )
-    return tuple(f"{outermost[0]}.{i}" for i in range(len(inside[outermost[0]])))
+    return tuple(f"{outermost[0]}.{i}" for i in range(count))
 
 
 def fingerprint(network: PreTrainedModel) -> str:

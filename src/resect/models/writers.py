@@ -20,6 +20,7 @@ from resect.models.producers import Source, producers
 from resect.models.trace import ROWS, Trace, mixes_tokens, trace_block
 
 Kind = Literal["attention", "mlp", "embedding"]
+Structure = tuple[type[nn.Module], tuple[tuple[str, tuple[int, ...]], ...]]
 
 _TOKENS = 8  # in each of two rows: the first is fitted, the second is the proof; the time of the probe is proportional to it
 
@@ -65,37 +66,53 @@ def find_writers(model: ChatModel) -> tuple[Writer, ...]:
             block that runs more than once per pass, weights that are quantised or not loaded.
     """
     _check_weights(model)
-    calls = enumerate(_block_calls(model))
-    return tuple(w for layer, (name, block, call) in calls for w in block_writers(name, block, call, layer=layer, d_model=model.d_model))
+    found: list[Writer] = []
+    kinds: dict[Structure, Kind] = {}
+    for layer, (name, block, call) in enumerate(_block_calls(model)):
+        found += block_writers(name, block, call, layer=layer, d_model=model.d_model, kinds=kinds)
+    return tuple(found)
 
 
-def block_writers(name: str, block: nn.Module, call: Call, *, layer: int, d_model: int) -> tuple[Writer, ...]:
-    """Return the writers of one block, proven complete on a call of it with two rows of tokens; raises what `find_writers` raises."""
-    return decomposed(trace_block(block, call, name=name, d_model=d_model), layer=layer)[1]
+def block_writers(
+    name: str, block: nn.Module, call: Call, *, layer: int, d_model: int, kinds: dict[Structure, Kind] | None = None
+) -> tuple[Writer, ...]:
+    """Return the writers of one block, proven complete on a call of it with two rows of tokens; raises what `find_writers` raises.
+
+    `kinds` remembers which modules mix tokens, by their structure: a name for people, which no proof rests on.
+    """
+    return decomposed(trace_block(block, call, name=name, d_model=d_model), layer=layer, kinds=kinds)[1]
 
 
-def decomposed(trace: Trace, *, layer: int) -> tuple[Decomposition, tuple[Writer, ...]]:
+def decomposed(trace: Trace, *, layer: int, kinds: dict[Structure, Kind] | None = None) -> tuple[Decomposition, tuple[Writer, ...]]:
     """Return the first way to write the block's output of which every part has parameters to edit, and its writers.
 
     Raises:
         UserError: if there is none.
     """
+    kinds = {} if kinds is None else kinds
     refused: list[UserError] = []
     for found in decompositions(trace):
         try:
             sources = [(part, source) for part in found.coefficients for source in producers(trace, part)]
-            return found, tuple(_writer(trace, source, part, found, layer=layer) for part, source in sources)
+            return found, tuple(_writer(trace, source, found.coefficients[part], found, layer, kinds) for part, source in sources)
         except UserError as error:  # a part without parameters of its own may be made of parts that have them
             refused.append(error)
     raise refused[0]
 
 
-def _writer(trace: Trace, source: Source, part: str, found: Decomposition, *, layer: int) -> Writer:
+def _writer(trace: Trace, source: Source, coefficient: float, found: Decomposition, layer: int, kinds: dict[Structure, Kind]) -> Writer:
     top = source.module.split(".")[0]
-    kind: Kind = "attention" if mixes_tokens(trace, top if top in trace.calls else source.module) else "mlp"
+    top = top if top in trace.calls else source.module
+    structure = _structure(trace.block.get_submodule(top))
+    if structure not in kinds:
+        kinds[structure] = "attention" if mixes_tokens(trace, top) else "mlp"
     parameters = tuple(WriterParameter(f"{trace.name}.{source.module}.{p}", layout) for p, layout in source.parameters)
     module = f"{trace.name}.{source.module}"
-    return Writer(module, layer, kind, module, source.gain, parameters, found.coefficients[part], found.error, mixed=found.mixed)
+    return Writer(module, layer, kinds[structure], module, source.gain, parameters, coefficient, found.error, mixed=found.mixed)
+
+
+def _structure(module: nn.Module) -> Structure:
+    return type(module), tuple((name, tuple(p.shape)) for name, p in module.named_parameters())
 
 
 def _block_calls(model: ChatModel) -> list[tuple[str, nn.Module, Call]]:
@@ -119,7 +136,8 @@ def probe_ids(model: ChatModel) -> Tensor:
     config = model.network.config.to_dict()
     roles = {v for k, v in config.items() if k.endswith(("token_id", "token_index")) and isinstance(v, int)}
     vocab = cast(nn.Embedding, model.network.get_input_embeddings()).weight.shape[0]
-    allowed = torch.tensor([i for i in range(vocab) if i not in roles and i not in model.end_ids])
+    roles |= model.end_ids
+    allowed = torch.tensor([i for i in range(vocab) if i not in roles])
     picks = torch.randint(len(allowed), (ROWS, _TOKENS), generator=torch.Generator().manual_seed(0))
     return allowed[picks].to(model.device)
 
