@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import re
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -87,7 +88,8 @@ def check(name: str) -> dict[str, Any]:
 
 
 def one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    said = re.sub(rf"{re.escape(tempfile.gettempdir())}/\w+/", "", str(error))
+    return " ".join(said.split())[:300] or type(error).__name__
 
 
 def _check(row: Row) -> None:
