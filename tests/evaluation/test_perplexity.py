@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from resect.errors import UserError
-from resect.evaluation.perplexity import answer_nll, text_nll, turn_end, windows
+from resect.evaluation.perplexity import answer_nll, response_nll, text_nll, turn_end, windows
+from resect.generation import Response
 from resect.models.chat import render
 
 
@@ -87,3 +88,18 @@ def test_bad_input_is_named(make_model):
         text_nll(model, [])
     with pytest.raises(UserError, match="Text 1 has 1 tokens"):
         text_nll(model, ["w5 w6", "w5"])
+
+
+def test_responses_are_scored_token_by_token_and_without_an_end_of_their_own(make_model):
+    model = make_model()
+    rendered = render(model.tokenizer, ["w5 w6 w7", "w8"])
+    # The text of the first says something else than its tokens; the second is known as text only.
+    said = [Response((11, 12), "w40", finished=False), Response((), "w13 w14 w15", finished=True)]
+    got = response_nll(model, rendered, said)
+    assert got.counts == (2, 3)
+    for i, ids in enumerate([(11, 12), (13, 14, 15)]):
+        assert float(got.sums[i]) == pytest.approx(reference(model, [*rendered[i].ids, *ids], len(rendered[i].ids)), rel=1e-5)
+    with pytest.raises(UserError, match="Response 1 has no tokens"):
+        response_nll(model, rendered, [said[0], Response((), "", finished=True)])
+    with pytest.raises(UserError, match="got 1 for 2 prompts"):
+        response_nll(model, rendered, said[:1])

@@ -249,6 +249,12 @@ def test_no_response_is_never_sent(serve):
     assert server.bodies == []
 
 
+def test_text_that_is_no_unicode_is_sent_all_the_same(serve):
+    server = serve(lambda _body, _: chat("comply"))
+    assert verdicts(EndpointJudge(endpoint(server)).judge([Prompt("half \ud800")], RESPONSES[:1])) == ["comply"]
+    assert "half ?" in asked(server.bodies[0])
+
+
 def test_the_key_comes_from_the_environment_and_goes_nowhere_else(serve, monkeypatch, caplog, tmp_path):
     caplog.set_level(logging.DEBUG)
     server = serve(lambda _body, count: chat("comply") if count == 1 else (401, "wrong key"))

@@ -121,7 +121,7 @@ def map_labels(names: Sequence[str], labels: Mapping[str, str] | None, *, model:
         if verdict not in VERDICTS:
             raise unknown_name(f"verdict for label {label!r}:", verdict, VERDICTS)
     given = cast(Mapping[str, Verdict], labels or {})
-    known = [given.get(name) or _recognised(name) for name in names]
+    known: list[Verdict | None] = [given.get(name) or _recognised(name) for name in names]
     if unknown := [name for name, verdict in zip(names, known, strict=True) if verdict is None]:
         raise UserError(
             f"The classifier {model} has the labels {', '.join(names)}, and it is not known what {', '.join(unknown)} means; map each to "

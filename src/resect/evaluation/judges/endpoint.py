@@ -120,9 +120,11 @@ class _Asking:
 def question(prompt: Prompt, response: Response) -> tuple[dict[str, str], ...]:
     """Return the messages that ask for a verdict: the rubric, the prompt's text and the answer without its thoughts."""
     texts = rubric()
-    fence = hashlib.sha256(f"{prompt.text}\0{response.answer_text}".encode()).hexdigest()[:12]
+    # A lone half of a surrogate pair, which JSON allows in a prompt file, cannot be sent.
+    asked, answered = (text.encode(errors="replace").decode() for text in (prompt.text, response.answer_text))
+    fence = hashlib.sha256(f"{asked}\0{answered}".encode()).hexdigest()[:12]
     ending = texts["ending"]["finished" if response.finished else "unfinished"]
-    user = Template(texts["user"]).substitute(request=prompt.text, response=response.answer_text, ending=ending, fence=fence)
+    user = Template(texts["user"]).substitute(request=asked, response=answered, ending=ending, fence=fence)
     return ({"role": "system", "content": texts["system"].strip()}, {"role": "user", "content": user.strip()})
 
 
