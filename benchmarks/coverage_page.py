@@ -28,9 +28,9 @@ def page(rows: Sequence[Mapping[str, Any]], counts: Mapping[str, int], versions:
         f"**{counts['attempted']} families attempted, {counts['built']} built, {counts['passed']} passed everything,"
         f" {counts['refused']} refused by name, {counts['failed']} failed.**",
         "",
-        "Passed means: every block's writers add up to what it adds to the residual stream; logits under hooks, after baking and from the",
-        "checkpoint that was edited on disk agree to 1e-5 (relative); after removing a random direction each block adds at most 1e-6 of what",
-        "it added along it before, measured on the stream; the same edit again changes nothing; every other parameter is the same bit for bit.",
+        "Passed means: every block's writers add up to what it adds to the residual stream; logits under hooks, after baking and from",
+        "the checkpoint edited on disk agree to 1e-5 (relative); after removing a random direction each block adds at most 1e-6 of what",
+        "it added along it before, measured on the stream; the same edit again changes nothing; all other parameters are bitwise the same.",
         f"For {counts['adapters']} of them a PEFT adapter gives the same logits too; the others say why there is none.",
         "",
         "Mixed means that the block weighs streams and writers anew at each token (several residual streams, scalar gates). What such a",
@@ -43,8 +43,8 @@ def page(rows: Sequence[Mapping[str, Any]], counts: Mapping[str, int], versions:
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     lines += [
-        f"| {row['name']} | {row['network']} | {_figure(row, 'proof')} | {_figure(row, 'bake')} | {_figure(row, 'stream')} |"
-        f" {_figure(row, 'adapter') or row['forms']['adapter'].replace('|', '/')} | {_figure(row, 'bake_left')} | {'<br>'.join(row['writers'])} |"
+        f"| {row['name']} | {row['network']} | {_figure(row, 'proof')} | {_figure(row, 'bake')} | {_figure(row, 'stream')} | {_adapter(row)} |"
+        f" {_figure(row, 'bake_left')} | {'<br>'.join(row['writers'])} |"
         for row in passed
     ]
     for status, title in (("refused", "Refused by name"), ("failed", "Failed"), ("not built", "Not built")):
@@ -57,3 +57,7 @@ def page(rows: Sequence[Mapping[str, Any]], counts: Mapping[str, int], versions:
 
 def _figure(row: Mapping[str, Any], name: str) -> str:
     return f"{row['figures'][name]:.0e}" if name in row["figures"] else ""
+
+
+def _adapter(row: Mapping[str, Any]) -> str:
+    return _figure(row, "adapter") or row["forms"]["adapter"].replace("|", "/")
