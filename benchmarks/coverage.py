@@ -74,7 +74,9 @@ def _lost(name: str, reason: str) -> dict[str, Any]:
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     counts = Counter(row["status"] for row in rows)
     built = len(rows) - counts["not built"]
-    return {"attempted": len(rows), "built": built, "passed": counts["passed"], "refused": counts["refused"], "failed": counts["failed"]}
+    adapters = sum(row["status"] == "passed" and row["forms"].get("adapter") == "passed" for row in rows)
+    found = {"attempted": len(rows), "built": built, "passed": counts["passed"], "adapters": adapters}
+    return found | {"refused": counts["refused"], "failed": counts["failed"]}
 
 
 def main() -> None:

@@ -3,8 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from family_check import FORMS
-
 _FIGURES = ("proof", "bake", "stream", "adapter", "bake_left")
 
 
@@ -30,9 +28,10 @@ def page(rows: Sequence[Mapping[str, Any]], counts: Mapping[str, int], versions:
         f"**{counts['attempted']} families attempted, {counts['built']} built, {counts['passed']} passed everything,"
         f" {counts['refused']} refused by name, {counts['failed']} failed.**",
         "",
-        "Passed means: every block's writers add up to what it adds to the residual stream; logits under hooks, after baking and from the",
-        "saved checkpoint agree to 1e-5 (relative); after removing a random direction each block adds at most 1e-6 of what it added",
-        "along it before, measured on the stream; the same edit again changes nothing; every other parameter is the same bit for bit.",
+        "Passed means: every block's writers add up to what it adds to the residual stream; logits under hooks, after baking and from",
+        "the checkpoint edited on disk agree to 1e-5 (relative); after removing a random direction each block adds at most 1e-6 of what",
+        "it added along it before, measured on the stream; the same edit again changes nothing; all other parameters are bitwise the same.",
+        f"For {counts['adapters']} of them a PEFT adapter gives the same logits too; the others say why there is none.",
         "",
         "Mixed means that the block weighs streams and writers anew at each token (several residual streams, scalar gates). What such a",
         "block adds is its output less what it carries over from its input; the edit removes the direction from that and leaves what is",
@@ -40,11 +39,11 @@ def page(rows: Sequence[Mapping[str, Any]], counts: Mapping[str, int], versions:
         "",
         "## Passed",
         "",
-        "| family | class | proof error | logits: baked | saved | left along the direction | writers of a block |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| family | class | proof error | logits: baked | on disk | adapter | left along the direction | writers of a block |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     lines += [
-        f"| {row['name']} | {row['network']} | {_figure(row, 'proof')} | {_figure(row, 'bake')} | {_figure(row, 'stream')} |"
+        f"| {row['name']} | {row['network']} | {_figure(row, 'proof')} | {_figure(row, 'bake')} | {_figure(row, 'stream')} | {_adapter(row)} |"
         f" {_figure(row, 'bake_left')} | {'<br>'.join(row['writers'])} |"
         for row in passed
     ]
@@ -53,9 +52,12 @@ def page(rows: Sequence[Mapping[str, Any]], counts: Mapping[str, int], versions:
         if chosen:
             lines += ["", f"## {title}", "", "| family | class | reason |", "| --- | --- | --- |"]
             lines += [f"| {row['name']} | {row['network']} | {row['reason'].replace('|', '/')} |" for row in chosen]
-    tried = [form for form in FORMS if any(form in row["forms"] and row["forms"][form] == "passed" for row in rows)]
-    return "\n".join([*lines, "", f"Forms of the edit that were tried: {', '.join(tried)}.", ""])
+    return "\n".join([*lines, ""])
 
 
 def _figure(row: Mapping[str, Any], name: str) -> str:
     return f"{row['figures'][name]:.0e}" if name in row["figures"] else ""
+
+
+def _adapter(row: Mapping[str, Any]) -> str:
+    return _figure(row, "adapter") or row["forms"]["adapter"].replace("|", "/")

@@ -30,7 +30,6 @@ from resect.models.writers import Writer, decomposed, find_writers
 from resect.organism import words
 from resect.organism.tokenizer import make_tokenizer
 
-FORMS = ("proof", "hook", "bake", "stream", "adapter")
 FORM_TOLERANCE = 1e-5  # relative error of logits between two forms of the same edit
 LEFT_TOLERANCE = 1e-6  # of what a block added along the direction before
 SEEN = 1e-3  # an edit must change the logits by more than this, else equal logits would say nothing
@@ -104,13 +103,12 @@ def _check(row: Row) -> None:
     row.figures["proof"] = max(w.error for w in writers)
     row.writers = sorted({_shape_of(w) for w in writers})
     case = _case(model, writers)
-    steps: dict[str, Callable[[Case, Row], None]] = {"hook": _hook, "adapter": _adapter, "stream": _stream, "bake": _bake}
+    steps: dict[str, Callable[[Case, Row], str | None]] = {"hook": _hook, "adapter": _adapter, "stream": _stream, "bake": _bake}
     if not _has("stream"):  # then the baked model is saved
         steps["stream"] = steps.pop("stream")
     for form, step in steps.items():
         row.forms[form] = "failed"
-        step(case, row)
-        row.forms[form] = "passed"
+        row.forms[form] = step(case, row) or "passed"
 
 
 def _built(name: str) -> tuple[PreTrainedModel, str]:
@@ -224,12 +222,22 @@ def _has(form: str) -> bool:
     return importlib.util.find_spec(f"resect.edit.{form}") is not None
 
 
-def _adapter(case: Case, row: Row) -> None:
+def _adapter(case: Case, row: Row) -> str | None:
+    """Return why the edit cannot be had as an adapter, if resect or peft refuses it; the other forms stand without it."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "adapter"
-        adapter.save_adapter(case.model, adapter.make_adapter(case.model, case.writers, case.plan), out, card="")
         network, _ = families.build(row.name)
-        _same_logits(row, "adapter", logits(peft.PeftModel.from_pretrained(network, out)), case.hooked)
+        try:
+            adapter.save_adapter(case.model, adapter.make_adapter(case.model, case.writers, case.plan), out, card="")
+            adapted = peft.PeftModel.from_pretrained(network, out)
+        except UserError as error:
+            return f"refused: {one_line(error)}"
+        except ValueError as error:
+            if "[PEFT:" not in str(error):
+                raise
+            return f"refused by peft: {one_line(error)}"
+        _same_logits(row, "adapter", logits(adapted), case.hooked)
+    return None
 
 
 def _left(case: Case, edit: Callable[[], Any]) -> float:
