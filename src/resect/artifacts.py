@@ -92,7 +92,11 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         UserError: a disk that is full, a folder that cannot be written to.
     """
-    data = text.encode()
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write bytes as they are; raises what `write_text` raises."""
     _write(path, lambda file: file.write(data))
 
 
@@ -116,14 +120,14 @@ def _write(path: Path, fill: Callable[[IO[bytes]], object]) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror or error}; free some space or choose another folder.") from error
     finally:
         _remove(temporary)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make the rename itself last through a power cut, where the system lets folders be opened."""
     if os.name != "posix":
         return

@@ -7,7 +7,6 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
@@ -111,8 +110,8 @@ def stored_layout(origin: Origin, layout: Layout, *, name: str, shape: Shape, st
     if found is None or any(len(s) != len(first) or s[axis] != d_model for s in stored.values()):
         shapes = ", ".join(sorted({str(s) for s in stored.values()})[:3])
         raise UserError(
-            f"Parameter {name} has {d_model} outputs, and they are not found in its stored tensors of shape {shapes}; the checkpoint cannot "
-            "be edited as it lies, so save it again with a current transformers first."
+            f"Parameter {name} has {d_model} outputs, and they are not found in its stored tensors of shape {shapes}; save the "
+            "checkpoint again with a current transformers first, as it lies it cannot be edited."
         )
     return found
 
@@ -131,8 +130,3 @@ def _axis_before(operation: object, axis: int, *, name: str, same_shape: bool) -
         f"Parameter {name} is made by {type(operation).__name__} when the checkpoint is loaded, and an edit cannot be traced back through "
         "that; save the checkpoint again with a current transformers first."
     )
-
-
-def as_dtype(value: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return floating-point tensors in `dtype`, others as they are."""
-    return value.to(dtype) if value.is_floating_point() else value
