@@ -110,8 +110,7 @@ def open_skeleton(source: str | Path, *, revision: str | None = None) -> Skeleto
     config = sources.read_config(place, trust_remote_code=False)
     quantised = method(checkpoint)
     # Without it the plain network is built, whatever is stored for it.
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
+    vars(config).pop("quantization_config", None)
     loader = AutoModelForImageTextToText if sources.is_vision_language(config) else AutoModelForCausalLM
     try:
         with init_empty_weights(include_buffers=False):
