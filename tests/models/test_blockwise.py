@@ -47,10 +47,10 @@ def test_half_precision_gives_the_same(tiny, tmp_path):
 def deep(tiny, tmp_path):
     """A function: a folder of a model with this many blocks, all of one structure."""
 
-    def build(family, layers, **changes):
+    def build(kind, layers, **changes):
         from transformers import AutoModelForCausalLM
 
-        config = tiny(family).network.config
+        config = tiny(kind).network.config
         config.num_hidden_layers = layers
         for name, value in changes.items():
             setattr(config, name, value)
@@ -65,33 +65,33 @@ def deep(tiny, tmp_path):
     return build
 
 
-@pytest.mark.parametrize(("family", "proven"), [("qwen3", 1), ("olmo2", 1), ("gemma3", 2)])
-def test_one_block_of_each_structure_is_proven_and_gains_are_each_blocks_own(deep, monkeypatch, family, proven):
+@pytest.mark.parametrize(("name", "proven"), [("llama", 1), ("olmo2", 1), ("gemma3", 2)])
+def test_one_block_of_each_structure_is_proven_and_gains_are_each_blocks_own(deep, monkeypatch, name, proven):
     types = ["sliding_attention", "full_attention"] * 3
-    folder = deep(family, 6, **({"layer_types": types} if family == "gemma3" else {}))
+    folder = deep(name, 6, **({"layer_types": types} if name == "gemma3" else {}))
     names, own = [], blockwise.block_writers
-    monkeypatch.setattr(blockwise, "block_writers", lambda name, *rest, **more: names.append(name) or own(name, *rest, **more))
+    monkeypatch.setattr(blockwise, "block_writers", lambda block, *rest, **more: names.append(block) or own(block, *rest, **more))
     writers = skeleton_writers(open_skeleton(folder))
     assert len(set(names)) == proven
     assert len(writers) == 12
     gains = [w.gain for w in writers if w.gain is not None]
-    assert len(gains) == (0 if family == "qwen3" else 12)
+    assert len(gains) == (0 if name == "llama" else 12)
     assert not any(torch.equal(a, b) for k, a in enumerate(gains) for b in gains[:k])
 
 
-def test_gains_are_told_apart_where_all_norms_are_alike(deep, monkeypatch):
+def test_gains_are_told_apart_where_all_norms_are_alike(deep):
     folder = deep("olmo2", 3)
     path = folder / "model.safetensors"
     stored = {k: torch.ones_like(v) if v.ndim == 1 else v for k, v in load_file(path).items()}
-    stored["model.layers.2.post_feedforward_layernorm.weight"] *= 3
+    own = stored["model.layers.2.post_feedforward_layernorm.weight"] = torch.linspace(0.5, 2, 32)
     save_file(stored, path, metadata={"format": "pt"})
     found = {w.name: w.gain for w in skeleton_writers(open_skeleton(folder))}
-    assert torch.equal(found["model.layers.2.mlp.down_proj"], torch.full((32,), 3.0))
-    assert torch.equal(found["model.layers.2.self_attn.o_proj"], torch.ones(32))
+    assert torch.equal(found["model.layers.2.mlp.down_proj"], own)
+    assert [name for name, gain in found.items() if gain is not None] == ["model.layers.2.mlp.down_proj"]
 
 
 def test_memory_holds_one_block_at_a_time(deep, monkeypatch):
-    skeleton = open_skeleton(deep("qwen3", 4, layer_types=["full_attention"] * 4))
+    skeleton = open_skeleton(deep("llama", 4))
     most, own = [], blockwise.block_writers
 
     def counting(*args, **more):
@@ -101,13 +101,13 @@ def test_memory_holds_one_block_at_a_time(deep, monkeypatch):
 
     monkeypatch.setattr(blockwise, "block_writers", counting)
     skeleton_writers(skeleton)
-    assert most == [1]
+    assert set(most) == {1}
     assert all(p.is_meta for p in skeleton.network.parameters())
 
 
 def test_a_block_that_a_later_one_depends_on_runs(deep, monkeypatch):
     """If handing inputs on breaks the pass, every block runs, and the writers are the same."""
-    folder = deep("qwen3", 3)
+    folder = deep("llama", 3)
     wanted = skeleton_writers(open_skeleton(folder))
     own, tried = blockwise._pass, []
 
@@ -123,7 +123,7 @@ def test_a_block_that_a_later_one_depends_on_runs(deep, monkeypatch):
 
 
 def test_a_block_whose_parts_do_not_add_up_is_refused_with_its_own_weights(deep):
-    folder = deep("qwen3", 2)
+    folder = deep("llama", 2)
     path = folder / "model.safetensors"
     stored = load_file(path)
     stored["model.layers.0.mlp.up_proj.weight"][0, 0] = float("nan")

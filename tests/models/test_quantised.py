@@ -1,4 +1,4 @@
-"""Quantised checkpoints: recognised by their settings, by a file beside them or by dtype, and refused unless every edited writer is plain."""
+"""Quantised checkpoints: recognised by their settings, by a file beside them or by dtype, refused unless every edited writer is plain."""
 
 import json
 
@@ -21,8 +21,8 @@ KEY = f"{NAME}.weight"
 def folder(tiny, tmp_path):
     """A function: the folder of a tiny model with other tensors and settings."""
 
-    def make(change=lambda tensors: None, *, family="qwen3", files=None, **settings):
-        model = tiny(family)
+    def make(change=lambda _: None, *, kind="qwen3", files=None, **settings):
+        model = tiny(kind)
         place = tmp_path / "model"
         model.network.bfloat16().save_pretrained(place)
         tensors = load_file(place / "model.safetensors")
@@ -115,10 +115,10 @@ def test_experts_in_four_bits_beside_plain_attention(folder, tmp_path):
                 tensors[f"model.layers.{layer}.mlp.experts.{part}_blocks"] = torch.zeros(4, 32, 2, 16, dtype=torch.uint8)
                 tensors[f"model.layers.{layer}.mlp.experts.{part}_scales"] = torch.zeros(4, 32, 2, dtype=torch.uint8)
 
-    place = folder(change, family="gpt_oss", quantization_config={"quant_method": "mxfp4"})
+    place = folder(change, kind="gpt_oss", quantization_config={"quant_method": "mxfp4"})
     stream(place, edit("model.layers.1.self_attn.o_proj"), tmp_path / "out")
     with pytest.raises(UserError, match=rf"is quantised \(MXFP4\) and {experts}.down_proj, which the edit would change, is not stored"):
-        stream(place, edit(experts), tmp_path / "again")
+        stream(place, edit("model.layers.1.mlp"), tmp_path / "again")
 
 
 def test_how_it_is_recognised(folder):

@@ -8,6 +8,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 
 from resect.errors import UserError
 from resect.models import skeleton as skeletons
+from resect.models.load import load_model
 from resect.models.skeleton import filled, filled_outside, open_skeleton
 
 
@@ -57,7 +58,7 @@ def test_a_config_of_another_network_is_refused(folder):
     with pytest.raises(UserError, match=r"must have shape .* do not fit config.json"):
         open_skeleton(folder).value("model.layers.0.mlp.down_proj.weight")
     (folder / "config.json").write_text(json.dumps(config | {"model_type": "unheard_of"}))
-    with pytest.raises(UserError, match="configuration of .* cannot be read"):
+    with pytest.raises(UserError, match=r"configuration of .* cannot be read"):
         open_skeleton(folder)
 
 
@@ -81,3 +82,12 @@ def test_what_is_neither_folder_nor_on_the_hub_is_refused(tmp_path, monkeypatch)
     monkeypatch.setattr(skeletons, "snapshot_download", offline)
     with pytest.raises(UserError, match="The checkpoint owner/name cannot be read or found on the Hub"):
         open_skeleton("owner/name")
+
+
+@pytest.mark.parametrize("name", ["qwen3", "gemma3", "mixtral", "gpt2"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_fingerprint_is_the_loaded_models(tiny, tmp_path, name, dtype):
+    model = tiny(name)
+    model.network.to(dtype).save_pretrained(tmp_path)
+    model.tokenizer.save_pretrained(tmp_path)
+    assert open_skeleton(tmp_path).fingerprint == load_model(tmp_path, device="cpu").fingerprint

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from resect.errors import UserError
 from resect.models.forward import Call, model_inputs, with_first_tensor
 from resect.models.skeleton import Skeleton, filled, filled_outside
+from resect.models.trace import same
 from resect.models.writers import Writer, block_writers
 
 _ROWS, _TOKENS = 2, 16
@@ -36,37 +37,37 @@ def skeleton_writers(skeleton: Skeleton) -> tuple[Writer, ...]:
         UserError: whatever `find_writers` raises, and for parameters that the checkpoint lacks.
     """
     calls = _calls(skeleton)
-    found: dict[Any, tuple[str, tuple[Writer, ...], dict[str, _Gain]]] = {}
+    found: dict[Any, tuple[str, tuple[Writer, ...], dict[str, _Gain | None]]] = {}
     writers: list[Writer] = []
     for layer, (name, block) in enumerate(zip(skeleton.block_names, skeleton.blocks, strict=True)):
         structure = _structure(block)
         if structure not in found:
             found[structure] = (name, *_discover(skeleton, layer, calls[layer]))
         first, known, gains = found[structure]
-        if name != first and any(w.gain is not None and w.name not in gains for w in known):
+        if name != first and None in gains.values():
             # A gain that no parameter explains belongs to that block alone.
             known, first = _discover(skeleton, layer, calls[layer])[0], name
         writers += [_moved(skeleton, w, first, name, layer, gains.get(w.name)) for w in known]
     return tuple(writers)
 
 
-def _discover(skeleton: Skeleton, layer: int, call: Call) -> tuple[tuple[Writer, ...], dict[str, _Gain]]:
+def _discover(skeleton: Skeleton, layer: int, call: Call) -> tuple[tuple[Writer, ...], dict[str, _Gain | None]]:
     """Return the writers of one block, proven with its own weights, and which parameters their gains are."""
     name, block, d_model = skeleton.block_names[layer], skeleton.blocks[layer], skeleton.d_model
     with filled(skeleton, name):
         writers = block_writers(name, block, call, layer=layer, d_model=d_model)
-        if all(w.gain is None for w in writers):
-            return writers, {}
-        # Two norms may hold the same numbers; random ones tell them apart, and only the structure is asked for here.
+        # Norms of one block may hold the same numbers, or a constant that looks like no gain at all; random ones tell them apart, and
+        # only the structure is asked for here.
         vectors = {n: p for n, p in block.named_parameters() if p.shape == (d_model,)}
         generator = torch.Generator().manual_seed(0)
         for vector in vectors.values():
             vector.data = 1 + 0.2 * torch.rand(d_model, generator=generator)
         again = block_writers(name, block, call, layer=layer, d_model=d_model)
-        return writers, {w.name: rule for w in again if w.gain is not None and (rule := _rule(w.gain, vectors)) is not None}
+        return writers, {w.name: _rule(w.gain, vectors) for w in again if w.gain is not None}
 
 
 def _rule(gain: Tensor, vectors: Mapping[str, Tensor]) -> _Gain | None:
+    """Return the parameter that is the gain, None if it is none of them (a product of two, say)."""
     for name, vector in vectors.items():
         for offset in (0.0, 1.0):
             if torch.equal(gain, (offset + vector.double()).float()):
@@ -84,7 +85,9 @@ def _moved(skeleton: Skeleton, writer: Writer, first: str, name: str, layer: int
 
     own = None
     if gain is not None:
-        own = (gain.offset + skeleton.value(f"{name}.{gain.parameter}").double()).float()
+        value = gain.offset + skeleton.value(f"{name}.{gain.parameter}").double()
+        # As in `trace`: a constant gain is no gain, for it turns no direction.
+        own = None if same(value, value.mean().expand_as(value), tolerance=1e-5) else value.float()
     parameters = tuple(replace(p, name=rename(p.name)) for p in writer.parameters)
     return replace(writer, name=rename(writer.name), module=rename(writer.module), layer=layer, parameters=parameters, gain=own)
 

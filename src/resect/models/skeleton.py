@@ -20,7 +20,7 @@ from resect.errors import UserError
 from resect.models import source as sources
 from resect.models.checkpoint import PLAIN, Checkpoint, Stored, open_checkpoint
 from resect.models.keys import Origin, origins
-from resect.models.load import find_blocks
+from resect.models.load import digest, find_blocks
 from resect.models.quantised import method
 
 SIDE_FILES = ("*.json", "*.jinja", "*.model", "*.tiktoken", "*.spm", "*.bpe", "merges.txt", "vocab.txt", "LICENSE*", "NOTICE*")
@@ -34,7 +34,7 @@ class Skeleton:
     """A checkpoint with the network that transformers would load it into, its parameters without data.
 
     `origins` says which stored tensors each parameter is made from, `shapes` what they make, `shared` which parameters are one tensor with
-    another; `quantised` names the method, if there is one.
+    another, `dtype` what it would be loaded in; `quantised` names the method, if there is one.
     """
 
     name: str
@@ -44,6 +44,7 @@ class Skeleton:
     origins: Mapping[str, Origin]
     shapes: Mapping[str, tuple[int, ...]]
     shared: frozenset[str]
+    dtype: torch.dtype
     quantised: str | None
 
     @functools.cached_property
@@ -55,6 +56,18 @@ class Skeleton:
     def d_model(self) -> int:
         """Width of the residual stream."""
         return int(self.network.config.get_text_config(decoder=True).hidden_size)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """The fingerprint of the loaded model (`load.fingerprint`); every tensor is read for it, one at a time."""
+        places = {name: id(parameter) for name, parameter in self.network.named_parameters(remove_duplicate=False)}
+        known = {places.get(name, name): name for name in self.origins}
+
+        def read(name: str) -> Tensor:
+            value = self._made(known.get(places.get(name, name), name), self.checkpoint.read)
+            return value.to(self.dtype) if value.is_floating_point() else value
+
+        return digest(self.network.config.to_dict(), {name: places.get(name, name) for name in self.shapes}, read)
 
     def stored(self, name: str) -> tuple[Stored, ...]:
         """Return the stored tensors behind a parameter, checked: together they make its shape.
@@ -109,6 +122,7 @@ def open_skeleton(source: str | Path, *, revision: str | None = None) -> Skeleto
     place = sources.Source(str(folder), None, folder)
     config = sources.read_config(place, trust_remote_code=False)
     quantised = method(checkpoint)
+    dtype = config.dtype if isinstance(config.dtype, torch.dtype) else _stored_dtype(checkpoint)
     # Without it the plain network is built, whatever is stored for it.
     vars(config).pop("quantization_config", None)
     loader = AutoModelForImageTextToText if sources.is_vision_language(config) else AutoModelForCausalLM
@@ -121,7 +135,11 @@ def open_skeleton(source: str | Path, *, revision: str | None = None) -> Skeleto
     network.eval().requires_grad_(requires_grad=False)
     names = origins(network, checkpoint.tensors)
     shapes = {name: tuple(value.shape) for name, value in network.state_dict().items()}
-    return Skeleton(str(source), checkpoint, network, find_blocks(network), names, shapes, _shared(network), quantised)
+    return Skeleton(str(source), checkpoint, network, find_blocks(network), names, shapes, _shared(network), dtype, quantised)
+
+
+def _stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
+    return next((PLAIN[tensor.dtype] for tensor in checkpoint.tensors.values() if tensor.dtype in PLAIN), torch.float32)
 
 
 def _shared(network: nn.Module) -> frozenset[str]:
