@@ -77,6 +77,7 @@ TESTED_IN: dict[str, tuple[str, tuple[str, ...]]] = {
             "commands/options.py",
             "commands/organism.py",
             "commands/stages.py",
+            "commands/streamed.py",
             "studies/lab.py",
             "studies/scores.py",
         ),

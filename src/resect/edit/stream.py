@@ -62,9 +62,7 @@ def stream(
             model, parameters that are shared, quantised or not finite; nothing is left then. A full disk leaves what was written.
     """
     skeleton = source if isinstance(source, Skeleton) else open_skeleton(source)
-    out = Path(out).expanduser().absolute()
-    check_free(out)
-    _check_apart(skeleton.checkpoint.folder, out)
+    out = check_out(skeleton, out)
     known = skeleton_writers(skeleton) if writers is None else tuple(writers)
     pieces = _pieces(skeleton, known, plan)
     partial = out.with_name(f".{out.name}.partial")
@@ -87,12 +85,17 @@ def stream(
     return report
 
 
-def _check_apart(folder: Path, out: Path) -> None:
+def check_out(skeleton: Skeleton, out: Path) -> Path:
+    """Return the output as an absolute path; raises `UserError` if something is there, or if it lies in the model's folder or around it."""
+    out = Path(out).expanduser().absolute()
+    check_free(out)
+    folder = skeleton.checkpoint.folder
     source, target = folder.resolve(), out.resolve()
     if target.is_relative_to(source) or source.is_relative_to(target):
         raise UserError(
             f"The output {out} and the model {folder} lie in one another, and a model is never edited in place; choose another."
         )
+    return out
 
 
 def _pieces(skeleton: Skeleton, writers: Sequence[Writer], plan: EditPlan) -> tuple[Piece, ...]:
