@@ -1,7 +1,5 @@
 """One tiny random family through every form of one edit: found and proven, by hooks, baked, written to disk, as an adapter."""
 
-import importlib
-import importlib.util
 import re
 import tempfile
 from collections.abc import Callable
@@ -21,6 +19,7 @@ from resect.edit.bake import bake
 from resect.edit.hooks import applied
 from resect.edit.plan import EditPlan, make_plan
 from resect.edit.save import save_edited
+from resect.edit.stream import stream
 from resect.errors import UserError
 from resect.models.decompose import Decomposition, added
 from resect.models.forward import Call, first_tensor, model_inputs, recorded_calls, replay, run_until
@@ -104,8 +103,6 @@ def _check(row: Row) -> None:
     row.writers = sorted({_shape_of(w) for w in writers})
     case = _case(model, writers)
     steps: dict[str, Callable[[Case, Row], str | None]] = {"hook": _hook, "adapter": _adapter, "stream": _stream, "bake": _bake}
-    if not _has("stream"):  # then the baked model is saved
-        steps["stream"] = steps.pop("stream")
     for form, step in steps.items():
         row.forms[form] = "failed"
         row.forms[form] = step(case, row) or "passed"
@@ -209,17 +206,12 @@ def _bake(case: Case, row: Row) -> None:
 
 
 def _stream(case: Case, row: Row) -> None:
-    """The edited checkpoint on disk, read back: written by `edit.stream` from the unedited one, or saved after baking."""
+    """The edited checkpoint on disk, written by `edit.stream` from the unedited one, read back."""
     with tempfile.TemporaryDirectory() as folder:
         source, out = Path(folder) / "source", Path(folder) / "edited"
-        save_edited(case.model, source if _has("stream") else out, card="")
-        if _has("stream"):
-            importlib.import_module("resect.edit.stream").stream(source, case.plan, out)
+        save_edited(case.model, source, card="")
+        stream(source, case.plan, out)
         _same_logits(row, "stream", logits(load_model(out, dtype="float32", device="cpu").network), case.hooked)
-
-
-def _has(form: str) -> bool:
-    return importlib.util.find_spec(f"resect.edit.{form}") is not None
 
 
 def _adapter(case: Case, row: Row) -> str | None:

@@ -8,9 +8,9 @@ from typing import Any
 
 from rich.table import Table
 
-from resect.commands import console
-from resect.commands.card import model_card
-from resect.commands.edits import Edit, Made, from_directions, from_run
+from resect.commands import console, streamed
+from resect.commands.card import model_card, subject
+from resect.commands.edits import Edit, Made, from_directions, from_run, given
 from resect.commands.inputs import open_model
 from resect.edit.adapter import make_adapter, save_adapter, with_adapter
 from resect.edit.bake import bake
@@ -36,9 +36,15 @@ class Form:
 def apply(
     model: str, *, run: Path | None, directions: Path | None, made: Made, form: Form, out: Path, load: dict[str, Any], as_json: bool
 ) -> None:
-    """Save the edited model or the adapter with its proof; `made` is for a directions file, a run has its own edit."""
+    """Save the edited model or the adapter with its proof; `made` is for a directions file, a run has its own edit.
+
+    A checkpoint is edited on disk, without loading it, unless the form, another dtype or a device asks for the model in memory.
+    """
     _check(run, directions, made, form, out)
     console.quiet_libraries()
+    if form == Form() and streamed.is_possible(model, made, load):
+        streamed.apply(model, run=run, directions=directions, made=made, out=out, revision=load["revision"], as_json=as_json)
+        return
     with console.progress("apply", total=5) as step:
         step("loading")
         loaded = open_model(model, **load)
@@ -46,7 +52,7 @@ def apply(
         writers = find_writers(loaded)
         if made.embeddings is not None:
             writers, loaded = (*writers, *find_embeddings(loaded)), _with_own_head(loaded, form)
-        edit = from_run(run, loaded) if run else from_directions(_given(directions), writers, loaded, made)
+        edit = from_run(run, loaded) if run else from_directions(given(directions), writers, loaded, made)
         step("measuring the base")
         before = observe(loaded, writers, edit.plan)
         step("adapter" if form.adapter else "baking")
@@ -64,7 +70,7 @@ def _save_model(model: ChatModel, writers: Sequence[Writer], edit: Edit, before:
     changes = bake(model, writers, edit.plan).changes
     proof = _sound(prove(model, writers, edit.plan, before=before))
     document = _document(model, proof, form="baked") | {"changes": [asdict(change) for change in changes]}
-    save_edited(model, out, card=model_card(model, edit, proof, form="baked"), proof=document)
+    save_edited(model, out, card=model_card(subject(model, proof), edit, form="baked"), proof=document)
     return proof, document
 
 
@@ -76,7 +82,7 @@ def _save_adapter(model: ChatModel, writers: Sequence[Writer], edit: Edit, befor
         save_adapter(model, adapter, trial, card="")
         proof = _sound(prove(with_adapter(model, trial), writers, edit.plan, before=before))
     document = _document(model, proof, form="adapter")
-    save_adapter(model, adapter, out, card=model_card(model, edit, proof, form="adapter"), proof=document)
+    save_adapter(model, adapter, out, card=model_card(subject(model, proof), edit, form="adapter"), proof=document)
     return proof, document
 
 
@@ -103,11 +109,6 @@ def _check(run: Path | None, directions: Path | None, made: Made, form: Form, ou
     # The same check stands at the end of the work, in `new_folder`; here it costs nothing.
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists and is not an empty folder, and nothing is overwritten; choose another --out.")
-
-
-def _given(path: Path | None) -> Path:
-    assert path is not None
-    return path
 
 
 def _sound(proof: Proof) -> Proof:

@@ -1,6 +1,7 @@
 """The model card of an edited model: what was edited, how, what was measured, and what it must not be used for."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,23 +27,52 @@ RESPONSIBLE = (
 LIBRARIES = {"baked": "transformers", "adapter": "peft"}
 
 
-def model_card(model: ChatModel, edit: Edit, proof: Proof, *, form: str) -> str:
+@dataclass(frozen=True)
+class Subject:
+    """What the card says of the model and of the proof; a fingerprint of None was not taken."""
+
+    name: str
+    fingerprint: str | None
+    network: str
+    blocks: int
+    writers: int
+    untouched: int
+    left: tuple[float, ...]
+    notes: tuple[str, ...] = ()
+
+
+def subject(model: ChatModel, proof: Proof) -> Subject:
+    """Return what the card says of a loaded model."""
+    return Subject(
+        name=model.name,
+        fingerprint=model.fingerprint,
+        network=type(model.network).__name__,
+        blocks=len(model.blocks),
+        writers=len(proof.writers),
+        untouched=len(proof.untouched),
+        left=tuple(share for writer in proof.writers for share in writer.left),
+        notes=model.notes,
+    )
+
+
+def model_card(about: Subject, edit: Edit, *, form: str) -> str:
     """Return the card of an edited model (`form` baked) or of an adapter as Markdown with a metadata block."""
     # A path says more about the machine than about the model.
-    name = Path(model.name).name if Path(model.name).is_dir() else model.name
+    name = Path(about.name).name if Path(about.name).is_dir() else about.name
+    fingerprint = f"fingerprint `{about.fingerprint}`, " if about.fingerprint else ""
     parts = [
         f"---\ntags:\n- resect\n- refusal-ablation\nlibrary_name: {LIBRARIES[form]}\n---",
         f"# {name}, refusal edited",
         "## What was edited",
-        f"{len(proof.writers)} residual writers of `{name}` (fingerprint `{model.fingerprint}`, {type(model.network).__name__}, "
-        f"{len(model.blocks)} blocks); `{FILE}` lists each of them with what was measured, and the {len(proof.untouched)} parts that were "
+        f"{about.writers} residual writers of `{name}` ({fingerprint}{about.network}, "
+        f"{about.blocks} blocks); `{FILE}` lists each of them with what was measured, and the {about.untouched} parts that were "
         "left as they were, with the reason.",
         "## How",
         f"With resect {__version__}: {edit.sentence}. Each weight W that writes to the residual stream became W − γ U (Cᵀ W), and each "
-        f"bias likewise{_kept(proof)}. Component left along the directions: {_left(proof)}.",
+        f"bias likewise{_kept(edit)}. Component left along the directions: {_left(about)}.",
         *_form(form),
         *edit.notes,
-        *model.notes,
+        *about.notes,
         "## What was measured",
         _figures(edit.figures),
         "## Responsible use",
@@ -56,14 +86,13 @@ def _form(form: str) -> tuple[str, ...]:
     return (note,) if form == "adapter" else ()
 
 
-def _kept(proof: Proof) -> str:
-    kinds = sorted({writer.preserve for writer in proof.writers} - {"nothing"})
+def _kept(edit: Edit) -> str:
+    kinds = sorted({item.preserve for item in edit.plan.edits} - {"nothing"})
     return f", scaled to keep {' and '.join(kinds)} norms" if kinds else ""
 
 
-def _left(proof: Proof) -> str:
-    left = [share for writer in proof.writers for share in writer.left]
-    return f"{min(left):.2g} to {max(left):.2g} of what was there" if left else "nothing was changed"
+def _left(about: Subject) -> str:
+    return f"{min(about.left):.2g} to {max(about.left):.2g} of what was there" if about.left else "nothing was changed"
 
 
 def _figures(figures: Mapping[str, Any]) -> str:

@@ -17,6 +17,7 @@ from resect.edit.plan import EditPlan, joined, make_plan, removal_plan
 from resect.edit.strength import flat, window
 from resect.errors import UserError, unknown_name
 from resect.models.load import ChatModel
+from resect.models.skeleton import Skeleton
 from resect.models.writers import Kind, Writer
 from resect.run import DIRECTIONS, read_edit
 
@@ -31,7 +32,11 @@ class Edit:
     notes: tuple[str, ...] = ()
 
 
-def from_run(run: Path, model: ChatModel) -> Edit:
+Edited = ChatModel | Skeleton
+"""What can be edited: a loaded model, or a checkpoint on disk."""
+
+
+def from_run(run: Path, model: Edited) -> Edit:
     """Return the edit of a run folder; another model than the run's is allowed if the writers fit, and noted."""
     plan, description = read_edit(run)
     choice, arm = description.get("choice") or {}, str(description.get("arm"))
@@ -52,6 +57,12 @@ def from_run(run: Path, model: ChatModel) -> Edit:
     return Edit(plan, sentence, figures, notes)
 
 
+def given(path: Path | None) -> Path:
+    """Return a path that was checked to be there."""
+    assert path is not None
+    return path
+
+
 @dataclass(frozen=True)
 class Made:
     """How an edit is made from a directions file; what is None was not given.
@@ -70,7 +81,7 @@ class Made:
         return [name for name, value in vars(self).items() if value is not None]
 
 
-def from_directions(path: Path, writers: tuple[Writer, ...], model: ChatModel, made: Made) -> Edit:
+def from_directions(path: Path, writers: tuple[Writer, ...], model: Edited, made: Made) -> Edit:
     """Return the edit that removes the directions of a file; `writers` hold the embeddings too if they are to be edited.
 
     Raises:
@@ -172,11 +183,11 @@ def _sourced(vectors: Float[Tensor, "layer direction d_model"], source: str | in
     return vectors[source].expand_as(vectors).clone() if isinstance(source, int) else vectors
 
 
-def _other_model(made_for: object, model: ChatModel) -> str:
+def _other_model(made_for: object, model: Edited) -> str:
     return (
         f"The edit was made for a model with fingerprint {str(made_for)[:12]}, this one has {model.fingerprint[:12]}: another model, or "
         "the same in another dtype, so the figures of the run need not hold."
     )
 
 
-__all__ = ["Edit", "Made", "from_directions", "from_run", "strength_option"]
+__all__ = ["Edit", "Made", "from_directions", "from_run", "given", "strength_option"]

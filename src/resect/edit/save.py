@@ -45,7 +45,7 @@ def new_folder(out: Path) -> Iterator[Path]:
         UserError: if `out` exists and is not an empty folder, or cannot be written (disk full, no permission).
     """
     out = Path(out).expanduser().absolute()
-    _check_free(out)
+    check_free(out)
     partial = out.with_name(f".{out.name}.partial")
     try:
         # A run that was killed may have left one behind.
@@ -63,7 +63,8 @@ def new_folder(out: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _check_free(out: Path) -> None:
+def check_free(out: Path) -> None:
+    """Raise `UserError` unless nothing, or an empty folder, is at `out`."""
     if out.is_symlink() or (out.exists() and not out.is_dir()):
         raise UserError(f"{out} exists and is not a folder; choose another name for the edited model.")
     if out.exists() and any(out.iterdir()):

@@ -4,7 +4,7 @@ import functools
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -154,16 +154,27 @@ def fingerprint(network: PreTrainedModel) -> str:
 
     Where the model is (folder, device) does not enter: a saved and reloaded model has the same fingerprint.
     """
-    digest = hashlib.sha256(json.dumps(_identity(network.config.to_dict()), sort_keys=True, default=str).encode())
-    seen: dict[tuple[Any, ...], str] = {}
-    for name, tensor in sorted(network.state_dict().items()):
-        place = (tensor.device, tensor.data_ptr(), tuple(tensor.shape), tensor.stride())
-        first = seen.setdefault(place, name) if tensor.numel() else name
-        digest.update(f"\n{name}={first} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        if first == name:
-            for piece in _pieces(tensor):
-                digest.update(piece)
-    return digest.hexdigest()
+    tensors = network.state_dict()
+    places = {name: (t.device, t.data_ptr(), tuple(t.shape), t.stride()) if t.numel() else name for name, t in tensors.items()}
+    return digest(network.config.to_dict(), places, tensors.__getitem__)
+
+
+def digest(config: Mapping[str, Any], places: Mapping[str, Hashable], read: Callable[[str], Tensor]) -> str:
+    """Return the fingerprint of tensors that are read one by one; those of one place are aliases."""
+    found = hashlib.sha256(json.dumps(_identity(config), sort_keys=True, default=str).encode())
+    seen: dict[Hashable, tuple[str, str]] = {}
+    for name in sorted(places):
+        if places[name] in seen:
+            first, described = seen[places[name]]
+            found.update(f"\n{name}={first} {described}\n".encode())
+            continue
+        tensor = read(name)
+        described = f"{tensor.dtype} {tuple(tensor.shape)}"
+        seen[places[name]] = name, described
+        found.update(f"\n{name}={name} {described}\n".encode())
+        for piece in _pieces(tensor):
+            found.update(piece)
+    return found.hexdigest()
 
 
 def check_finite(network: nn.Module, *, name: str) -> None:

@@ -45,10 +45,14 @@ def find(source: str | Path, *, revision: str | None) -> Source:
             raise UserError(f"Revision {revision!r} was asked for, but {path} is a local folder; leave the revision out.")
         _check_folder(path)
         return Source(str(path), None, path)
-    looks_local = isinstance(source, Path) or str(source).startswith((".", "/", "~")) or not _HUB_ID.fullmatch(str(source))
-    if looks_local:
+    if not is_hub_id(source):
         raise UserError(f"There is no model folder {source}; give an existing folder or a Hub id such as owner/name.")
     return Source(str(source), revision, None)
+
+
+def is_hub_id(source: str | Path) -> bool:
+    """Return whether a source that is no existing path can be a Hub id."""
+    return not isinstance(source, Path) and not source.startswith((".", "/", "~")) and bool(_HUB_ID.fullmatch(source))
 
 
 def _check_folder(path: Path) -> None:
