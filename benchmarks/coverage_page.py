@@ -43,8 +43,8 @@ def page(rows: Sequence[Mapping[str, Any]], counts: Mapping[str, int], versions:
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     lines += [
-        f"| {row['name']} | {row['network']} | {_figure(row, 'proof')} | {_figure(row, 'bake')} | {_figure(row, 'stream')} | {_adapter(row)} |"
-        f" {_figure(row, 'bake_left')} | {'<br>'.join(row['writers'])} |"
+        f"| {row['name']} | {row['network']} | {_figure(row, 'proof')} | {_figure(row, 'bake')} | {_figure(row, 'stream')} |"
+        f" {_adapter(row)} | {_figure(row, 'bake_left')} | {'<br>'.join(row['writers'])} |"
         for row in passed
     ]
     for status, title in (("refused", "Refused by name"), ("failed", "Failed"), ("not built", "Not built")):
