@@ -13,7 +13,7 @@ from resect.errors import UserError
 from resect.models import source as sources
 from resect.models.batches import batches
 from resect.models.chat import render
-from resect.models.load import load_model, wrap
+from resect.models.load import find_blocks, load_model, wrap
 
 TEMPLATE = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}<|im_start|>assistant\n"
 TEXT = {
@@ -264,6 +264,19 @@ def test_no_chat_template_and_no_tokenizer(folder):
     (folder / "tokenizer.json").write_text("{")
     with pytest.raises(UserError, match=r"The tokenizer of .* cannot be read"):
         load_model(folder)
+
+
+def test_a_list_of_blocks_far_inside_a_tower_does_not_count():
+    network = qwen3()
+    network.model.tower = nn.ModuleDict({"layers": nn.ModuleList(nn.Sequential(nn.Linear(2, 2)) for _ in range(3))})
+    assert find_blocks(network) == tuple(f"model.layers.{i}" for i in range(3))
+
+
+def test_a_network_without_a_number_of_blocks_is_refused(monkeypatch):
+    network = qwen3()
+    monkeypatch.setattr(type(network.config), "get_text_config", lambda *_, **__: transformers.PreTrainedConfig())
+    with pytest.raises(UserError, match="does not say how many layers"):
+        find_blocks(network)
 
 
 def test_ambiguous_blocks_are_refused_with_the_candidates():

@@ -205,6 +205,34 @@ def test_experts_in_a_list_with_a_shared_one_and_biases(tiny):
     assert {p.layout for p in mlp.parameters} == {"out_in", "bias"}
 
 
+class NormedSum(nn.Module):
+    """Two parts, one of them behind a norm of its own, and a norm over their sum, which no module puts out."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(32, 32), nn.Linear(32, 32)
+        self.inner, self.outer = nn.RMSNorm(32), nn.RMSNorm(32)
+        with torch.no_grad():
+            self.inner.weight.copy_(torch.linspace(0.5, 1.5, 32))
+            self.outer.weight.copy_(torch.linspace(1.2, 0.3, 32))
+
+    def forward(self, x):
+        return self.outer(self.first(x.tanh()) + self.inner(self.second(x.sin())))
+
+
+def test_a_norm_over_a_sum_gives_each_part_its_gains(tiny):
+    model = tiny("llama")
+    torch.manual_seed(2)
+    for block in model.blocks:
+        block.mlp = NormedSum()
+    writers = find_writers(model)
+    assert [w.module.rpartition(".")[2] for w in writers] == ["o_proj", "first", "second"] * 2
+    mlp = model.blocks[0].mlp
+    assert torch.allclose(writers[1].gain, mlp.outer.weight)
+    assert torch.allclose(writers[2].gain, mlp.outer.weight * mlp.inner.weight)
+    assert_edit_removes_what_is_added(model, writers)
+
+
 def test_quantised_and_absent_weights_are_refused(tiny):
     model = tiny("llama")
     model.blocks[1].mlp.up_proj.weight = nn.Parameter(torch.zeros(40, 32, dtype=torch.int8), requires_grad=False)
