@@ -34,7 +34,8 @@ class Skeleton:
     """A checkpoint with the network that transformers would load it into, its parameters without data.
 
     `origins` says which stored tensors each parameter is made from, `shapes` what they make, `shared` which parameters are one tensor with
-    another, `dtype` what it would be loaded in; `quantised` names the method, if there is one.
+    another, `places` which name stands for all names of one, `dtype` what it would be loaded in; `quantised` names the method, if there is
+    one.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Skeleton:
     origins: Mapping[str, Origin]
     shapes: Mapping[str, tuple[int, ...]]
     shared: frozenset[str]
+    places: Mapping[str, str]
     dtype: torch.dtype
     quantised: str | None
 
@@ -60,14 +62,18 @@ class Skeleton:
     @functools.cached_property
     def fingerprint(self) -> str:
         """The fingerprint of the loaded model (`load.fingerprint`); every tensor is read for it, one at a time."""
-        places = {name: id(parameter) for name, parameter in self.network.named_parameters(remove_duplicate=False)}
-        known = {places.get(name, name): name for name in self.origins}
+        # Of tied parameters one is stored, under whichever of their names.
+        stored = [name for name, origin in self.origins.items() if all(key in self.checkpoint.tensors for key in origin.keys)]
+        known = {self._place(name): name for name in stored}
 
         def read(name: str) -> Tensor:
-            value = self._made(known.get(places.get(name, name), name), self.checkpoint.read)
+            value = self._made(known.get(self._place(name), name), self.checkpoint.read)
             return value.to(self.dtype) if value.is_floating_point() else value
 
-        return digest(self.network.config.to_dict(), {name: places.get(name, name) for name in self.shapes}, read)
+        return digest(self.network.config.to_dict(), {name: self._place(name) for name in self.shapes}, read)
+
+    def _place(self, name: str) -> str:
+        return self.places.get(name, name)
 
     def stored(self, name: str) -> tuple[Stored, ...]:
         """Return the stored tensors behind a parameter, checked: together they make its shape.
@@ -135,7 +141,9 @@ def open_skeleton(source: str | Path, *, revision: str | None = None) -> Skeleto
     network.eval().requires_grad_(requires_grad=False)
     names = origins(network, checkpoint.tensors)
     shapes = {name: tuple(value.shape) for name, value in network.state_dict().items()}
-    return Skeleton(str(source), checkpoint, network, find_blocks(network), names, shapes, _shared(network), dtype, quantised)
+    return Skeleton(
+        str(source), checkpoint, network, find_blocks(network), names, shapes, _shared(network), _places(network), dtype, quantised
+    )
 
 
 def _stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
@@ -146,6 +154,12 @@ def _shared(network: nn.Module) -> frozenset[str]:
     named = list(network.named_parameters(remove_duplicate=False))
     count = Counter(id(parameter) for _, parameter in named)
     return frozenset(name for name, parameter in named if count[id(parameter)] > 1)
+
+
+def _places(network: nn.Module) -> dict[str, str]:
+    """Return, for every parameter, the first name that it goes by; told at once, since a tie is lost while a block is filled."""
+    first: dict[int, str] = {}
+    return {name: first.setdefault(id(parameter), name) for name, parameter in network.named_parameters(remove_duplicate=False)}
 
 
 def _folder(source: str | Path, revision: str | None) -> Path:
