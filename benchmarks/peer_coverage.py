@@ -2,7 +2,7 @@
 
     python benchmarks/coverage.py                               # first: resect's own figures, results/coverage.json
     python benchmarks/peer_coverage.py                          # every family that was built there; writes results/peer_coverage.json
-    python benchmarks/peer_coverage.py --only qwen3 mixtral     # some families, nothing is written
+    python benchmarks/peer_coverage.py --only qwen3 organism    # some, written over their rows; organism: the shipped one, trained weights
 
 Every family's tiny random network is saved as a checkpoint, with one random direction for all blocks. heretic, in an environment of its own
 (peer_environment.py), loads it and edits at weight 1 in every block: with its defaults, and without row normalisation. Left is the norm
@@ -12,6 +12,7 @@ block counts.
 
 import argparse
 import json
+import shutil
 import tempfile
 import warnings
 from collections import Counter
@@ -32,7 +33,8 @@ RUNNER = Path(__file__).parent / "peer_coverage_runner.py"
 def measure(folders: Sequence[Path], python: Path, *, seconds: float = 60) -> dict[str, dict[str, Any]]:
     """Return {family: {setting: {status, left_max, left, touched, error}}} of checkpoints, each with its `directions.safetensors`.
 
-    `status` is "edited", "not edited", "not loaded", "not measured" (crash or time limit) or "unknown to its transformers".
+    `status` is "edited", "not edited", "not loaded", "not measured" (crash or time limit), or, where heretic is not to blame, "unknown to its
+    transformers" or "does not run without it".
     """
     found: dict[str, dict[str, Any]] = {}
     for line in peer_environment.run(python, [str(RUNNER), "--seconds", str(seconds), *map(str, folders)]).splitlines():
@@ -41,7 +43,7 @@ def measure(folders: Sequence[Path], python: Path, *, seconds: float = 60) -> di
     return found
 
 
-def measure_families(names: Sequence[str], python: Path) -> dict[str, dict[str, Any]]:
+def measure_families(names: Sequence[str], python: Path, *, seconds: float = 60) -> dict[str, dict[str, Any]]:
     """Return the same for families of families.py, by name; "not saved" are those whose checkpoint cannot be written."""
     found: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as place:
@@ -50,12 +52,26 @@ def measure_families(names: Sequence[str], python: Path) -> dict[str, dict[str, 
                 save_checkpoint(name, Path(place) / name)
             except Exception as error:  # noqa: BLE001 (a family that cannot be saved is a row of the table)
                 found[name] = {key: {"status": "not saved", "error": f"{type(error).__name__}: {error}"} for key in SETTINGS}
-        found |= measure([Path(place) / name for name in names if name not in found], python)
+        found |= measure([Path(place) / name for name in names if name not in found], python, seconds=seconds)
     return {name: found[name] for name in names}
 
 
 def save_checkpoint(name: str, folder: Path) -> Path:
     """Save a family's tiny network, a word tokenizer with a chat template, and the direction of coverage.py; return the folder."""
+    from transformers import AutoConfig
+
+    from resect.organism.shipped import load_organism
+
+    if name == "organism":
+        shutil.copytree(load_organism().folder / "aligned", folder)
+    else:
+        _save_family(name, folder)
+    width = AutoConfig.from_pretrained(folder).get_text_config(decoder=True).hidden_size
+    save_file({"vectors": torch.randn(1, width, generator=torch.Generator().manual_seed(11))}, folder / "directions.safetensors")
+    return folder
+
+
+def _save_family(name: str, folder: Path) -> None:
     import families
     from transformers.utils import logging
 
@@ -66,9 +82,6 @@ def save_checkpoint(name: str, folder: Path) -> Path:
     network, _ = families.build(name)
     network.save_pretrained(folder)
     make_tokenizer((*words.SPECIAL, *map(str, range(100)))).save_pretrained(folder)
-    width = network.config.get_text_config(decoder=True).hidden_size
-    save_file({"vectors": torch.randn(1, width, generator=torch.Generator().manual_seed(11))}, folder / "directions.safetensors")
-    return folder
 
 
 def table(ours: Sequence[Mapping[str, Any]], peer: Mapping[str, Mapping[str, Any]]) -> str:
@@ -98,16 +111,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", metavar="NAME")
     parser.add_argument("--peer-venv", type=Path, default=peer_environment.VENV)
+    parser.add_argument("--seconds", type=float, default=60, help="time limit of one measurement")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     ours = json.loads(OURS.read_text(encoding="utf-8"))["families"] if OURS.is_file() else []
-    built = [row["name"] for row in ours if row["status"] != "not built"]
-    peer = measure_families(options.only or built, peer_environment.ensure(options.peer_venv))
+    names = options.only or ["organism", *(row["name"] for row in ours if row["status"] != "not built")]
+    known = json.loads(RESULTS.read_text(encoding="utf-8"))["families"] if options.only and RESULTS.is_file() else {}
+    peer = known | measure_families(names, peer_environment.ensure(options.peer_venv), seconds=options.seconds)
     counts = summary(peer)
-    if options.only is None:
-        versions = peer_environment.record(options.peer_venv)["versions"]
-        report = {"versions": versions, "summary": counts, "families": peer}
-        RESULTS.write_text(json.dumps(report, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    report = {"versions": peer_environment.record(options.peer_venv)["versions"], "summary": counts, "families": peer}
+    RESULTS.write_text(json.dumps(report, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     print(table(ours, peer))
     print(json.dumps(counts, sort_keys=True))
 

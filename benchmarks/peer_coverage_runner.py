@@ -25,6 +25,7 @@ import torch
 import transformers
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as IMAGE_TEXT
 
 SETTINGS: dict[str, dict[str, Any]] = {"default": {}, "no_row_normalization": {"row_normalization": "none"}}
 EDITED = 1e-12  # an adapter of exactly zero changes nothing
@@ -79,12 +80,23 @@ def measure(folder: Path, setting: str) -> dict[str, Any]:
         with contextlib.redirect_stdout(said):
             model = loaded(folder, setting)
     except Exception as error:  # noqa: BLE001 (what heretic cannot load is a row of the table)
-        return failed("not loaded", reason(said.getvalue(), error))
+        return blamed(folder, failed("not loaded", reason(said.getvalue(), error)))
     try:
         with contextlib.redirect_stdout(said):
             return edited(model, load_file(folder / "directions.safetensors")["vectors"])
     except Exception as error:  # noqa: BLE001 (and so is what it cannot edit)
-        return failed("not edited", f"{type(error).__name__}: {error}")
+        return blamed(folder, failed("not edited", f"{type(error).__name__}: {error}"))
+
+
+def blamed(folder: Path, row: dict[str, Any]) -> dict[str, Any]:
+    """Return the row of a failure, as it is if the checkpoint generates a token without heretic; else heretic is not to blame."""
+    kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
+    loader = transformers.AutoModelForImageTextToText if kind in IMAGE_TEXT else transformers.AutoModelForCausalLM
+    try:
+        loader.from_pretrained(folder).generate(probe_ids(), attention_mask=torch.ones_like(probe_ids()), max_new_tokens=1, do_sample=False)
+    except Exception as error:  # noqa: BLE001 (whatever it is, it is not heretic's)
+        return failed("does not run without it", f"{type(error).__name__}: {error}")
+    return row
 
 
 def loaded(folder: Path, setting: str) -> heretic.model.Model:
@@ -143,9 +155,12 @@ def updates(network: nn.Module, blocks: list[nn.Module], *, given: list[Tensor] 
         added.append(out.double().reshape(-1, width) - inputs[-1].double().reshape(-1, width))
 
     with hooked(blocks, enter, leave):
-        ids = torch.randint(20, 200, (2, 24), generator=torch.Generator().manual_seed(7))
-        network(input_ids=ids, attention_mask=torch.ones_like(ids))
+        network(input_ids=probe_ids(), attention_mask=torch.ones_like(probe_ids()))
     return inputs, added
+
+
+def probe_ids() -> Tensor:
+    return torch.randint(20, 200, (2, 24), generator=torch.Generator().manual_seed(7))
 
 
 @contextlib.contextmanager
