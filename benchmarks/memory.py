@@ -3,13 +3,12 @@
     python benchmarks/memory.py                     # in float32
     python benchmarks/memory.py --dtype bfloat16
 
-The model is random, of 0.7 GB in float32, with a vocabulary of 150,000 tokens. Peaks are resident sets as the system counts them, less what
-the process holds once everything is imported. Prints a table, writes benchmarks/results/memory_DTYPE.json; the last line is JSON.
+The model is random, of 0.7 GB in float32, with a vocabulary of 150,000 tokens. Peaks are resident sets as Linux counts them, less
+what the process holds once everything is imported. Prints a table, writes benchmarks/results/memory_DTYPE.json; the last line is JSON.
 """
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -31,7 +30,7 @@ from resect.models.chat import Rendered
 from resect.models.load import ChatModel, load_model
 from resect.models.memory import Workload
 
-PROMPTS, TOKENS, NEW = 64, 32, 8
+PROMPTS, TOKENS, NEW = 16, 128, 8
 RESULTS = Path(__file__).parent / "results"
 TEMPLATE = "{% for m in messages %}{{ m.content }}{% endfor %}"
 CONFIG = Qwen3Config(
@@ -70,8 +69,8 @@ def predicted(network: Any) -> dict[str, int]:
     return {
         "load": weights + memory.check_bytes(network),
         "capture": weights + stage.device + stage.host,
-        "generation": weights + max(memory.generation_bytes(network, *shape, new=NEW) for shape in memory.shapes(WORK)),
-        "scoring": weights + memory.scoring_bytes(network, WORK) + kept,
+        "generation": weights + max(memory.generation_bytes(network, *shape, new=NEW, on_cpu=True) for shape in memory.shapes(WORK)),
+        "scoring": weights + memory.scoring_bytes(network, WORK, on_cpu=True) + kept,
         "save": weights,
     }
 
@@ -85,18 +84,21 @@ def make(folder: Path, dtype: torch.dtype) -> None:
     PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<end>", pad_token="<end>", chat_template=TEMPLATE).save_pretrained(folder)
 
 
-def peak() -> int:
-    """Bytes: Linux counts kilobytes, macOS bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+def held(entry: str) -> int:
+    """Bytes of this process now (VmRSS) or at its peak (VmHWM). Not getrusage: its peak outlives the change of program after a fork."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{entry}:")) * 1024
 
 
 def measure(stage: str, folder: Path) -> None:
-    """Print, in a process of its own, the peak before anything is loaded and after loading and after the stage."""
-    before = peak()
+    """Print, in a process of its own, what is held before anything is loaded, and the peak after the stage."""
+    before = held("VmRSS")
     model = load_model(folder, device="cpu")
-    loaded = peak()
+    if stage != "load":
+        # The peak so far is that of loading; from here on it is the stage's own.
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     kept = action(stage, model, folder.parent)
-    print(json.dumps({"before": before, "loaded": loaded, "after": peak()}))
+    print(json.dumps({"before": before, "after": held("VmHWM")}))
     del kept
 
 

@@ -25,7 +25,7 @@ def memory_of(network: PreTrainedModel, *, prompt_tokens: int, device: torch.dev
         UserError: a network whose passes cannot be run without data.
     """
     work = study_workload(prompt_tokens)
-    stages = predict(network, work)
+    stages = predict(network, work, on_cpu=device.type == "cpu")
     has = {"device": device_bytes(device), "host": host_bytes()}
     report = {
         "prompt_tokens": prompt_tokens,

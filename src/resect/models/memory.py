@@ -141,15 +141,17 @@ def weight_bytes(network: nn.Module) -> int:
     return sum(t.numel() * t.element_size() for t in [*network.parameters(), *network.buffers()])
 
 
-def predict(network: PreTrainedModel, work: Workload) -> tuple[Stage, ...]:
+def predict(network: PreTrainedModel, work: Workload, *, on_cpu: bool) -> tuple[Stage, ...]:
     """Return what load, capture, study and save hold at their peaks, for a network without data in the dtype it will run in.
+
+    `on_cpu` says whether it will run on the processor, whose kernels need room of their own (`packed_bytes`).
 
     Raises:
         UserError: a network whose forward pass cannot be run without data.
     """
     weights = weight_bytes(network)
     try:
-        capture, study = capture_stage(network, work), study_stage(network, work)
+        capture, study = capture_stage(network, work), study_stage(network, work, on_cpu=on_cpu)
     except (RuntimeError, NotImplementedError, ValueError, TypeError, AttributeError) as error:
         raise UserError(
             f"A pass of {type(network).__name__} cannot be run without data ({first_line(error)}), so its memory cannot be predicted; its "
@@ -171,7 +173,7 @@ def capture_stage(network: PreTrainedModel, work: Workload) -> Stage:
     return Stage("capture", max(passes), work.captured * row)
 
 
-def study_stage(network: PreTrainedModel, work: Workload) -> Stage:
+def study_stage(network: PreTrainedModel, work: Workload, *, on_cpu: bool = False) -> Stage:
     """Return what a study holds beside the weights: the most of writers, generation and scoring, and every distribution that is kept.
 
     Kept are first-token log-probabilities of the base (all prompts) and of an edit (both test sides), and teacher-forced ones of both. The
@@ -180,7 +182,8 @@ def study_stage(network: PreTrainedModel, work: Workload) -> Stage:
     row = _text(network).vocab_size * _FLOAT
     blocks = [network.get_submodule(name) for name in find_blocks(network)]
     writers = max(sum(p.numel() * _FLOAT for p in b.parameters() if p.element_size() < _FLOAT) for b in blocks)
-    passes = max([generation_bytes(network, *shape, new=work.new_tokens) for shape in shapes(work)] + [scoring_bytes(network, work)])
+    decoded = [generation_bytes(network, *shape, new=work.new_tokens, on_cpu=on_cpu) for shape in shapes(work)]
+    passes = max(*decoded, scoring_bytes(network, work, on_cpu=on_cpu))
     observed, learnt = work.observed * row, work.learnt * row
     judged = observed + learnt + 3 * learnt * _DOUBLE // _FLOAT
     scored = observed + work.scored * (2 + 2 * work.forced) * row
@@ -188,7 +191,7 @@ def study_stage(network: PreTrainedModel, work: Workload) -> Stage:
     return Stage("study", max(writers, passes), max(judged, compared))
 
 
-def generation_bytes(network: PreTrainedModel, rows: int, tokens: int, padded: bool, *, new: int) -> int:  # noqa: FBT001  a shape
+def generation_bytes(network: PreTrainedModel, rows: int, tokens: int, padded: bool, *, new: int, on_cpu: bool = False) -> int:  # noqa: FBT001  a shape
     """Return what decoding a batch holds: the pass over the prompts, its logits in float32 and checked, or the cache at its longest.
 
     The cache grows by copying: one layer of it is there twice.
@@ -198,10 +201,10 @@ def generation_bytes(network: PreTrainedModel, rows: int, tokens: int, padded: b
     logits = rows * _text(network).vocab_size
     widened = logits * (_FLOAT if network.dtype.itemsize < _FLOAT else 0)
     grown = cache + cache // len(find_blocks(network)) + logits * network.dtype.itemsize + widened
-    return max(first.peak, first.left + widened + logits, grown)
+    return max(first.peak, first.left + widened + logits, first.left + packed_bytes(network, rows, on_cpu=on_cpu), grown)
 
 
-def scoring_bytes(network: PreTrainedModel, work: Workload) -> int:
+def scoring_bytes(network: PreTrainedModel, work: Workload, *, on_cpu: bool = False) -> int:
     """Return what scoring holds: a pass with its logits, in float32 and as log-probabilities, while the batch before is still there."""
     longest, vocab = max(work.tokens), _text(network).vocab_size
     found = []
@@ -211,8 +214,19 @@ def scoring_bytes(network: PreTrainedModel, work: Workload) -> int:
         scored = max(1, rows) * kept * vocab * _FLOAT
         before = 2 * scored if rows < len(work.tokens) else 0
         widened = scored if network.dtype.itemsize < _FLOAT else 0
-        found.append(max(before + max(one.peak, one.left + widened), before // 2 + 2 * scored))
+        packed = packed_bytes(network, max(1, rows), on_cpu=on_cpu)
+        found.append(max(before + max(one.peak, one.left + widened, one.left + packed), before // 2 + 2 * scored))
     return max(found)
+
+
+def packed_bytes(network: PreTrainedModel, rows: int, *, on_cpu: bool) -> int:
+    """Return the copies of the head that the processor makes in bfloat16 where only the last tokens are scored: one for every row.
+
+    Measured (benchmarks/memory.py): the product of a matrix with some tokens of each row, which do not lie side by side, packs the matrix
+    once a row in this dtype, and in float32 and float16 not at all.
+    """
+    head = network.get_output_embeddings()
+    return rows * head.weight.nbytes if on_cpu and head is not None and network.dtype == torch.bfloat16 else 0
 
 
 def check_bytes(network: nn.Module) -> int:
