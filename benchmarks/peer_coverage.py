@@ -33,8 +33,8 @@ RUNNER = Path(__file__).parent / "peer_coverage_runner.py"
 def measure(folders: Sequence[Path], python: Path, *, seconds: float = 60) -> dict[str, dict[str, Any]]:
     """Return {family: {setting: {status, left_max, left, touched, error}}} of checkpoints, each with its `directions.safetensors`.
 
-    `status` is "edited", "not edited", "not loaded", "not measured" (crash or time limit), or, where heretic is not to blame, "unknown to
-    its transformers" or "does not run without it".
+    `status` is "edited", "not edited", "not loaded", "not measured" (a crash, the time limit, or several streams), or, where heretic is
+    not to blame, "unknown to its transformers" or "does not run without it".
     """
     found: dict[str, dict[str, Any]] = {}
     for line in peer_environment.run(python, [str(RUNNER), "--seconds", str(seconds), *map(str, folders)]).splitlines():

@@ -116,6 +116,8 @@ def edited(model: heretic.model.Model, directions: Tensor) -> dict[str, Any]:
     """Return the row of a model that heretic could load."""
     blocks = list(model.get_layers())
     inputs, before = updates(model.model, blocks)
+    if before[0].shape[1] != directions.shape[1]:
+        return failed("not measured", f"the stream is {before[0].shape[1]} wide, the direction {directions.shape[1]}")
     full = heretic.model.AbliterationParameters(
         max_weight=1.0, max_weight_position=0.0, min_weight=1.0, min_weight_distance=float(len(blocks))
     )

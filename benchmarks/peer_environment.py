@@ -37,7 +37,8 @@ def ensure(place: Path = VENV, *, torch: str = TORCH) -> Path:
     if python.is_file() and record(place).items() >= wanted.items():
         return python
     (place / "peer.json").unlink(missing_ok=True)
-    venv.create(place, with_pip=True)
+    if not python.is_file():
+        venv.create(place, with_pip=True)
     subprocess.run([python, "-m", "pip", "install", "-qq", "--no-deps", torch, "-r", REQUIREMENTS], check=True)
     found = json.loads(run(python, ["-c", _REPORT]).splitlines()[-1])
     (place / "peer.json").write_text(json.dumps(wanted | found, indent=1) + "\n", encoding="utf-8")
