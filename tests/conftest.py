@@ -27,6 +27,9 @@ GEMMA3N |= {"activation_sparsity_pattern": [0.5, 0.0]}
 DEEPSEEK = {"q_lora_rank": 8, "o_lora_rank": 8, "index_n_heads": 4, "index_head_dim": 8, "index_topk": 2, "sliding_window": 8}
 DEEPSEEK |= {"num_key_value_heads": 1, "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 DEEPSEEK |= {"layer_types": ["heavily_compressed_attention", "compressed_sparse_attention"], "mlp_layer_types": ["moe", "moe"]}
+LATENT = {"num_key_value_heads": 4, "q_lora_rank": 8, "kv_lora_rank": 8, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8}
+LATENT |= {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "n_shared_experts": 1, "n_group": 1}
+LATENT |= {"topk_group": 1, "first_k_dense_replace": 1}
 
 FAMILIES = (
     "qwen3",
@@ -95,6 +98,7 @@ def tiny_config(family):
         "qwen3_5": lambda: t.Qwen3_5TextConfig(**TEXT | HYBRID),
         "qwen3_5_vl": lambda: t.Qwen3_5Config(text_config=TEXT | HYBRID, vision_config=VISION),
         "gemma3n": lambda: t.Gemma3nTextConfig(**TEXT | GEMMA | GEMMA3N),
+        "deepseek_v3": lambda: t.DeepseekV3Config(**TEXT | LATENT),
         "deepseek_v4": lambda: t.DeepseekV4Config(**TEXT | DEEPSEEK),
         "qwen3_5_moe": lambda: t.Qwen3_5MoeTextConfig(**TEXT | HYBRID | EXPERTS, shared_expert_intermediate_size=16),
     }

@@ -34,9 +34,9 @@ def plan_of(writers, gamma=1.0, **options):
     return make_plan(writers, VECTORS, torch.tensor([gamma, 0.5 * gamma]), **options)
 
 
-@pytest.mark.parametrize("name", ["gpt2", "gpt_oss", "qwen2_moe"])
+@pytest.mark.parametrize("name", ["gpt2", "gpt_oss", "qwen2_moe", "deepseek_v3"])
 def test_an_ordinary_peft_folder_on_the_base_from_disk(tiny, tmp_path, name):
-    """Conv1D with biases; stacked experts with stacked biases beside a biased linear layer; stacked and shared experts."""
+    """Conv1D with biases; stacked experts with stacked biases and biased linear layers; stacked and shared experts; a dense block first."""
     model = tiny(name)
     writers = find_writers(model)
     save_edited(model, tmp_path / "base", card="")

@@ -56,7 +56,9 @@ def make_adapter(model: ChatModel, writers: Sequence[Writer], plan: EditPlan) ->
         raise UserError("The edit changes nothing, and an adapter of nothing cannot be written; give a strength above 0.")
     _check_head(model, edits)
     rank = max(edit.u.shape[1] for _, edit in edits)
-    parts = [_part(model, p, _padded(edit, rank)) for writer, edit in edits for p in writer.parameters]
+    # In families with stacked experts PEFT takes some modules for experts by their names and leaves them out; never parameters.
+    bare = any(p.layout.startswith("expert") for writer in writers for p in writer.parameters)
+    parts = [_part(model, p, _padded(edit, rank), bare=bare) for writer, edit in edits for p in writer.parameters]
     tensors: dict[str, Tensor] = {}
     for owner, group in groupby(sorted(parts, key=lambda part: (part.owner, part.place)), key=lambda part: part.owner):
         for part, outer in _wrapped(list(group)):
@@ -128,13 +130,13 @@ def _wrapped(parts: list[_Part]) -> Iterator[tuple[_Part, int]]:
         yield part, sum(other.factors and (other.place > part.place or not part.factors) for other in parts)
 
 
-def _part(model: ChatModel, described: WriterParameter, edit: WriterEdit) -> _Part:
+def _part(model: ChatModel, described: WriterParameter, edit: WriterEdit, *, bare: bool) -> _Part:
     owner, _, leaf = described.name.rpartition(".")
     module, weight = model.network.get_submodule(owner), model.network.get_parameter(described.name).detach()
     place = [name for name, _ in module.named_parameters(recurse=False)].index(leaf)
     if described.layout == "bias":
         return _Part(described.name, place, whole=True, factors=False, tensors={"bias": edited_weight(weight, "bias", edit)})
-    whole = leaf == "weight" and isinstance(module, nn.Linear | Conv1D | nn.Embedding)
+    whole = leaf == "weight" and isinstance(module, nn.Embedding if bare else nn.Linear | Conv1D | nn.Embedding)
     a, b = _factors(weight.movedim(OUTPUT_AXIS[described.layout], -1), edit)
     if not whole and not _same_sides(module, described):
         a, b = b, a
