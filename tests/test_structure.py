@@ -72,6 +72,10 @@ TESTED_IN: dict[str, tuple[str, tuple[str, ...]]] = {
     "studies/test_sra.py": ("what the steps of the study share", ("studies/bench.py",)),
     "e2e/test_directions_files.py": ("files in and out through the command line", ("commands/convert.py",)),
     "e2e/test_inspect.py": ("what the command shows", ("commands/inspect.py", "commands/memory.py")),
+    "test_cli.py": (
+        "parts of the command line, tested through it",
+        ("cli/application.py", "cli/models.py", "cli/organism.py", "cli/stages.py", "cli/studies.py"),
+    ),
     "test_readme.py": (
         "the README's commands run whole studies through them",
         (
@@ -91,7 +95,7 @@ TESTED_IN: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
 }
 # Test files about the project as a whole.
-CROSS_CUTTING = {"edit/test_forms.py", "test_structure.py", "test_vocabulary.py", "test_readme.py"}
+CROSS_CUTTING = {"edit/test_forms.py", "test_cli.py", "test_structure.py", "test_vocabulary.py", "test_readme.py"}
 
 # Values are frozen; what has state says so here.
 STATEFUL = {

@@ -1,0 +1,52 @@
+"""Whole studies, from prompts to report."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from resect.cli.application import app
+from resect.commands import options as o
+
+
+@app.command()
+def demo(out: o.Out = Path("runs/demo"), config: o.Config = None, settings: o.Set = [], as_json: o.Json = False) -> None:  # noqa: B006, FBT002
+    """Run the SRA study on the shipped model organism; needs no network and no files."""
+    from resect.commands import study
+    from resect.commands.inputs import SHIPPED, Sources
+
+    study.run_study(Sources(SHIPPED), study.collect(config, settings, {}), out=out, as_json=as_json)
+
+
+@app.command()
+def sra(  # noqa: PLR0913  one parameter per option
+    model: o.Model,
+    harmful: o.Harmful = None,
+    harmless: o.Harmless = None,
+    atoms: o.Atoms = [],  # noqa: B006  typer needs a list
+    questions: o.Questions = [],  # noqa: B006
+    text: o.Text = None,
+    out: o.Out = Path("runs/sra"),
+    config: o.Config = None,
+    settings: o.Set = [],  # noqa: B006
+    lam: Annotated[float | None, typer.Option(help="Ridge lambda of the cleaning; unset lets validation choose.")] = None,
+    passes: Annotated[int | None, typer.Option(help="Most passes with hard negatives.")] = None,
+    seed: o.Seed = None,
+    position: o.Position = None,
+    no_filter: o.NoFilter = False,  # noqa: FBT002
+    keep_text: Annotated[bool, typer.Option("--keep-text", help="Store prompts and responses in samples.jsonl.")] = False,  # noqa: FBT002
+    dtype: o.Dtype = "auto",
+    device: o.Device = "auto",
+    revision: o.Revision = None,
+    trust: o.Trust = False,  # noqa: FBT002
+    as_json: o.Json = False,  # noqa: FBT002
+) -> None:
+    """Run the surgical refusal ablation study with its controls on a chat model."""
+    from resect.commands import study
+    from resect.commands.inputs import Sources
+
+    named = {"lams": None if lam is None else [lam], "passes": passes, "seed": seed, "position": study.position(position)}
+    named |= {"filter_by_behaviour": False if no_filter else None, "keep_text": True if keep_text else None}
+    sources = Sources(model, harmful, harmless, tuple(atoms), tuple(questions), text, dtype, revision)
+    given = study.collect(config, settings, named)
+    study.run_study(sources, given, out=out, device=device, trust_remote_code=trust, as_json=as_json)
