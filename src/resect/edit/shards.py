@@ -48,14 +48,13 @@ class Measured:
     crc: int = 0
 
 
-def rewrite(shard: Shard, target: Path, pieces: Sequence[Piece]) -> tuple[Measured, ...]:
-    """Write the shard to `target` with its pieces edited and return what was done; `target` appears whole, on the disk, or not at all.
+def rewrite(shard: Shard, temporary: Path, pieces: Sequence[Piece]) -> tuple[Measured, ...]:
+    """Write the shard with its pieces edited under a temporary name, which `settle` makes final, and return what was done.
 
     Raises:
         UserError: NaN or infinity in a tensor that is edited, or that its edit would make.
         OSError: no space left, and the like.
     """
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     measured = []
     with shard.path.open("rb", buffering=0) as source, temporary.open("wb", buffering=0) as written:
         for piece in _in_order(pieces):
@@ -63,10 +62,15 @@ def rewrite(shard: Shard, target: Path, pieces: Sequence[Piece]) -> tuple[Measur
             measured.append(_write_piece(source, written, piece))
             source.seek(written.tell())
         _copy(source, written, shard.size - written.tell())
-        os.fsync(written.fileno())
+    return tuple(measured)
+
+
+def settle(temporary: Path, target: Path) -> None:
+    """Give a written file its final name once every byte of it is on the disk."""
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
     temporary.replace(target)
     sync_folder(target.parent)
-    return tuple(measured)
 
 
 def reads_back(shard: Shard, written: Path, pieces: Sequence[Piece], measured: Sequence[Measured]) -> bool:

@@ -5,6 +5,7 @@ import json
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from math import sqrt
@@ -18,7 +19,7 @@ from resect.edit.bake import BakeReport, ParameterChange, Untouched
 from resect.edit.hooks import matched
 from resect.edit.plan import EditPlan
 from resect.edit.save import check_free
-from resect.edit.shards import Measured, Piece, reads_back, rewrite
+from resect.edit.shards import Measured, Piece, reads_back, rewrite, settle
 from resect.errors import UserError
 from resect.models.blockwise import skeleton_writers
 from resect.models.checkpoint import INDEX, PLAIN, Shard, file_in
@@ -164,19 +165,36 @@ def _shards(skeleton: Skeleton, pieces: Sequence[Piece], partial: Path, step: Ca
     for piece in pieces:
         by_shard[piece.stored.shard].append(piece)
     measured: list[Measured] = []
-    for shard in skeleton.checkpoint.shards:
-        step(shard.name)
-        own = by_shard[shard.name]
-        known = _known(shard, partial, own)
-        if known is None:
-            known = rewrite(shard, partial / shard.name, own)
-            if not reads_back(shard, partial / shard.name, own, known):
-                raise UserError(
-                    f"{shard.name} reads back otherwise than it was written; the disk or the memory is at fault, nothing was kept."
-                )
-            artifacts.write_json(_journal(partial, shard), [asdict(item) for item in known])
-        measured += known
+    # The disk takes one shard in while the next one is computed.
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        settling: list[Future[None]] = []
+        for shard in skeleton.checkpoint.shards:
+            step(shard.name)
+            own = by_shard[shard.name]
+            known = _known(shard, partial, own)
+            if known is None:
+                known = rewrite(shard, _temporary(partial, shard), own)
+                _wait_for(settling, at_most=1)
+                settling.append(pool.submit(_settle, shard, partial, own, known))
+            measured += known
+        _wait_for(settling, at_most=0)
     return tuple(measured)
+
+
+def _wait_for(settling: list[Future[None]], *, at_most: int) -> None:
+    while len(settling) > at_most:
+        settling.pop(0).result()
+
+
+def _temporary(partial: Path, shard: Shard) -> Path:
+    return partial / f".{shard.name}.tmp"
+
+
+def _settle(shard: Shard, partial: Path, pieces: Sequence[Piece], measured: Sequence[Measured]) -> None:
+    settle(_temporary(partial, shard), partial / shard.name)
+    if not reads_back(shard, partial / shard.name, pieces, measured):
+        raise UserError(f"{shard.name} reads back otherwise than it was written; the disk or the memory is at fault, nothing was kept.")
+    artifacts.write_json(_journal(partial, shard), [asdict(item) for item in measured])
 
 
 def _known(shard: Shard, partial: Path, pieces: Sequence[Piece]) -> tuple[Measured, ...] | None:
