@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 
 import pytest
@@ -18,6 +19,13 @@ from resect.edit.stream import stream
 from resect.errors import UserError
 from resect.models.load import load_model
 from resect.models.writers import find_writers
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting(monkeypatch):
+    """Nothing here has to outlast a power cut, and a busy disk takes seconds for every file."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+
 
 IDS = torch.randint(6, 260, (2, 12), generator=torch.Generator().manual_seed(5))
 
@@ -134,7 +142,7 @@ class Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize("when", range(1, 12))
+@pytest.mark.parametrize("when", range(1, 8))
 def test_a_killed_run_ends_as_if_it_had_not_been(tiny, tmp_path, monkeypatch, when):
     model = tiny("qwen3")
     source = save(model, tmp_path / "source")
