@@ -17,9 +17,11 @@ import torch
 from resect import artifacts
 from resect.edit.bake import BakeReport, ParameterChange, Untouched
 from resect.edit.hooks import matched
+from resect.edit.pieces import Measured, Piece
 from resect.edit.plan import EditPlan
+from resect.edit.proof import FILE
 from resect.edit.save import check_free
-from resect.edit.shards import Measured, Piece, reads_back, rewrite, settle
+from resect.edit.shards import reads_back, rewrite, settle
 from resect.errors import UserError
 from resect.models.blockwise import skeleton_writers
 from resect.models.checkpoint import INDEX, PLAIN, Shard, file_in
@@ -192,7 +194,7 @@ def _temporary(partial: Path, shard: Shard) -> Path:
 
 def _settle(shard: Shard, partial: Path, pieces: Sequence[Piece], measured: Sequence[Measured]) -> None:
     settle(_temporary(partial, shard), partial / shard.name)
-    if not reads_back(shard, partial / shard.name, pieces, measured):
+    if not reads_back(shard, partial / shard.name, pieces, measured, whole=False):
         raise UserError(f"{shard.name} reads back otherwise than it was written; the disk or the memory is at fault, nothing was kept.")
     artifacts.write_json(_journal(partial, shard), [asdict(item) for item in measured])
 
@@ -207,7 +209,7 @@ def _known(shard: Shard, partial: Path, pieces: Sequence[Piece]) -> tuple[Measur
         known = tuple(Measured(**(row | {"before": tuple(row["before"]), "after": tuple(row["after"])})) for row in rows)
     except (ValueError, TypeError, KeyError):
         return None
-    return known if reads_back(shard, partial / shard.name, pieces, known) else None
+    return known if reads_back(shard, partial / shard.name, pieces, known, whole=True) else None
 
 
 def _journal(partial: Path, shard: Shard) -> Path:
@@ -216,7 +218,8 @@ def _journal(partial: Path, shard: Shard) -> Path:
 
 def _side_files(skeleton: Skeleton, partial: Path) -> None:
     folder = skeleton.checkpoint.folder
-    names = {path.name for pattern in SIDE_FILES for path in folder.glob(pattern)}
+    # The proof of another edit would be a lie here.
+    names = {path.name for pattern in SIDE_FILES for path in folder.glob(pattern)} - {FILE}
     # An index beside a single file belongs to other weights.
     indexes = {name for name in names if name.endswith(".index.json")} - ({INDEX} if skeleton.checkpoint.indexed else set())
     for name in sorted(names - indexes):
