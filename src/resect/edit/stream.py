@@ -5,6 +5,7 @@ import json
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from math import sqrt
@@ -16,9 +17,11 @@ import torch
 from resect import artifacts
 from resect.edit.bake import BakeReport, ParameterChange, Untouched
 from resect.edit.hooks import matched
+from resect.edit.pieces import Measured, Piece
 from resect.edit.plan import EditPlan
+from resect.edit.proof import FILE
 from resect.edit.save import check_free
-from resect.edit.shards import Measured, Piece, reads_back, rewrite
+from resect.edit.shards import reads_back, rewrite, settle
 from resect.errors import UserError
 from resect.models.blockwise import skeleton_writers
 from resect.models.checkpoint import INDEX, PLAIN, Shard, file_in
@@ -164,19 +167,36 @@ def _shards(skeleton: Skeleton, pieces: Sequence[Piece], partial: Path, step: Ca
     for piece in pieces:
         by_shard[piece.stored.shard].append(piece)
     measured: list[Measured] = []
-    for shard in skeleton.checkpoint.shards:
-        step(shard.name)
-        own = by_shard[shard.name]
-        known = _known(shard, partial, own)
-        if known is None:
-            known = rewrite(shard, partial / shard.name, own)
-            if not reads_back(shard, partial / shard.name, own, known):
-                raise UserError(
-                    f"{shard.name} reads back otherwise than it was written; the disk or the memory is at fault, nothing was kept."
-                )
-            artifacts.write_json(_journal(partial, shard), [asdict(item) for item in known])
-        measured += known
+    # The disk takes one shard in while the next one is computed.
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        settling: list[Future[None]] = []
+        for shard in skeleton.checkpoint.shards:
+            step(shard.name)
+            own = by_shard[shard.name]
+            known = _known(shard, partial, own)
+            if known is None:
+                known = rewrite(shard, _temporary(partial, shard), own)
+                _wait_for(settling, at_most=1)
+                settling.append(pool.submit(_settle, shard, partial, own, known))
+            measured += known
+        _wait_for(settling, at_most=0)
     return tuple(measured)
+
+
+def _wait_for(settling: list[Future[None]], *, at_most: int) -> None:
+    while len(settling) > at_most:
+        settling.pop(0).result()
+
+
+def _temporary(partial: Path, shard: Shard) -> Path:
+    return partial / f".{shard.name}.tmp"
+
+
+def _settle(shard: Shard, partial: Path, pieces: Sequence[Piece], measured: Sequence[Measured]) -> None:
+    settle(_temporary(partial, shard), partial / shard.name)
+    if not reads_back(shard, partial / shard.name, pieces, measured, whole=False):
+        raise UserError(f"{shard.name} reads back otherwise than it was written; the disk or the memory is at fault, nothing was kept.")
+    artifacts.write_json(_journal(partial, shard), [asdict(item) for item in measured])
 
 
 def _known(shard: Shard, partial: Path, pieces: Sequence[Piece]) -> tuple[Measured, ...] | None:
@@ -189,7 +209,7 @@ def _known(shard: Shard, partial: Path, pieces: Sequence[Piece]) -> tuple[Measur
         known = tuple(Measured(**(row | {"before": tuple(row["before"]), "after": tuple(row["after"])})) for row in rows)
     except (ValueError, TypeError, KeyError):
         return None
-    return known if reads_back(shard, partial / shard.name, pieces, known) else None
+    return known if reads_back(shard, partial / shard.name, pieces, known, whole=True) else None
 
 
 def _journal(partial: Path, shard: Shard) -> Path:
@@ -198,7 +218,8 @@ def _journal(partial: Path, shard: Shard) -> Path:
 
 def _side_files(skeleton: Skeleton, partial: Path) -> None:
     folder = skeleton.checkpoint.folder
-    names = {path.name for pattern in SIDE_FILES for path in folder.glob(pattern)}
+    # The proof of another edit would be a lie here.
+    names = {path.name for pattern in SIDE_FILES for path in folder.glob(pattern)} - {FILE}
     # An index beside a single file belongs to other weights.
     indexes = {name for name in names if name.endswith(".index.json")} - ({INDEX} if skeleton.checkpoint.indexed else set())
     for name in sorted(names - indexes):
