@@ -5,7 +5,7 @@ import json
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from math import sqrt
@@ -33,6 +33,8 @@ from resect.models.writers import Writer
 FORMAT = "resect.stream/1"
 JOB, JOURNAL = "job.json", ".resect"
 """Of an unfinished output: which job it belongs to, and what is known of each finished shard. Neither stays in a finished one."""
+
+_AT_ONCE = 2  # shards; each holds one tensor in memory
 
 Describe = Callable[["StreamReport"], Mapping[str, str]]
 
@@ -166,37 +168,30 @@ def _shards(skeleton: Skeleton, pieces: Sequence[Piece], partial: Path, step: Ca
     by_shard: dict[str, list[Piece]] = defaultdict(list)
     for piece in pieces:
         by_shard[piece.stored.shard].append(piece)
-    measured: list[Measured] = []
-    # The disk takes one shard in while the next one is computed.
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        settling: list[Future[None]] = []
-        for shard in skeleton.checkpoint.shards:
-            step(shard.name)
-            own = by_shard[shard.name]
-            known = _known(shard, partial, own)
-            if known is None:
-                known = rewrite(shard, _temporary(partial, shard), own)
-                _wait_for(settling, at_most=1)
-                settling.append(pool.submit(_settle, shard, partial, own, known))
-            measured += known
-        _wait_for(settling, at_most=0)
+    # While the disk takes one shard in, the next one is computed.
+    with ThreadPoolExecutor(max_workers=_AT_ONCE) as pool:
+        jobs = [(shard.name, pool.submit(_shard, shard, partial, by_shard[shard.name])) for shard in skeleton.checkpoint.shards]
+        try:
+            measured: list[Measured] = []
+            for name, job in jobs:
+                step(name)
+                measured += job.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
     return tuple(measured)
 
 
-def _wait_for(settling: list[Future[None]], *, at_most: int) -> None:
-    while len(settling) > at_most:
-        settling.pop(0).result()
-
-
-def _temporary(partial: Path, shard: Shard) -> Path:
-    return partial / f".{shard.name}.tmp"
-
-
-def _settle(shard: Shard, partial: Path, pieces: Sequence[Piece], measured: Sequence[Measured]) -> None:
-    settle(_temporary(partial, shard), partial / shard.name)
-    if not reads_back(shard, partial / shard.name, pieces, measured, whole=False):
+def _shard(shard: Shard, partial: Path, pieces: Sequence[Piece]) -> tuple[Measured, ...]:
+    known = _known(shard, partial, pieces)
+    if known is not None:
+        return known
+    temporary, target = partial / f".{shard.name}.tmp", partial / shard.name
+    measured = rewrite(shard, temporary, pieces)
+    settle(temporary, target)
+    if not reads_back(shard, target, pieces, measured, whole=False):
         raise UserError(f"{shard.name} reads back otherwise than it was written; the disk or the memory is at fault, nothing was kept.")
     artifacts.write_json(_journal(partial, shard), [asdict(item) for item in measured])
+    return measured
 
 
 def _known(shard: Shard, partial: Path, pieces: Sequence[Piece]) -> tuple[Measured, ...] | None:
