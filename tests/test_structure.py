@@ -24,7 +24,10 @@ TESTED_IN: dict[str, tuple[str, tuple[str, ...]]] = {
     "cleaning/test_ridge.py": ("the control of the ridge", ("cleaning/random_atoms.py",)),
     "directions/test_mean_difference.py": ("the value that every method returns", ("directions/values.py",)),
     "edit/test_algebra.py": ("the table of axes that the algebra reads", ("layout.py",)),
-    "edit/test_stream.py": ("writes one file of a checkpoint, tested by streaming whole ones", ("edit/shards.py",)),
+    "edit/test_stream.py": (
+        "one tensor and one file of a checkpoint, tested by streaming whole ones",
+        ("edit/pieces.py", "edit/shards.py"),
+    ),
     "evaluation/test_verdicts.py": ("a verdict is markers and degeneracy together", ("evaluation/degenerate.py", "evaluation/markers.py")),
     "evaluation/test_forced.py": ("collects what teacher forcing yields", ("evaluation/logprobs.py",)),
     "evaluation/judges/test_endpoint.py": (

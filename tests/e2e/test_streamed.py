@@ -14,6 +14,12 @@ from resect.models import load
 from resect.models.load import load_model
 
 
+@pytest.fixture(autouse=True)
+def _no_waiting(monkeypatch):
+    """Nothing here has to outlast a power cut, and a busy disk takes seconds for every file."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+
+
 @pytest.fixture(scope="module")
 def folder(tiny, tmp_path_factory):
     """A sharded checkpoint; not to be changed."""

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 
 import pytest
@@ -10,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
-from resect.edit import shards
+from resect.edit import pieces, shards
 from resect.edit import stream as streaming
 from resect.edit.bake import bake
 from resect.edit.plan import make_plan
@@ -18,6 +19,13 @@ from resect.edit.stream import stream
 from resect.errors import UserError
 from resect.models.load import load_model
 from resect.models.writers import find_writers
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting(monkeypatch):
+    """Nothing here has to outlast a power cut, and a busy disk takes seconds for every file."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+
 
 IDS = torch.randint(6, 260, (2, 12), generator=torch.Generator().manual_seed(5))
 
@@ -91,6 +99,7 @@ def test_side_files_come_along_and_other_weights_do_not(tiny, tmp_path):
     source = save(tiny("qwen3"), tmp_path / "source")
     (source / "preprocessor_config.json").write_text('{"size": 1}')
     (source / "README.md").write_text("the base")
+    (source / "edit_proof.json").write_text('{"of": "another edit"}')
     for name in ("consolidated.safetensors", "pytorch_model.bin", "modeling.py", "other.safetensors.index.json"):
         (source / name).write_bytes(b"{}")
     stream(source, plan_for(tiny("qwen3"))[1], tmp_path / "out", describe=lambda report: {"README.md": f"{len(report.changes)}"})
@@ -98,7 +107,14 @@ def test_side_files_come_along_and_other_weights_do_not(tiny, tmp_path):
     assert (tmp_path / "out" / "README.md").read_text() == "4"
     unlike = {name for name in given if found.get(name) != given[name]}
     shards_of = {p.name for p in source.glob("model*.safetensors")}
-    others = {"README.md", "consolidated.safetensors", "pytorch_model.bin", "modeling.py", "other.safetensors.index.json"}
+    others = {
+        "README.md",
+        "edit_proof.json",
+        "consolidated.safetensors",
+        "pytorch_model.bin",
+        "modeling.py",
+        "other.safetensors.index.json",
+    }
     assert others <= unlike <= others | shards_of
     assert set(found) == set(given) - others | {"README.md"}
     assert AutoTokenizer.from_pretrained(tmp_path / "out").chat_template
@@ -123,18 +139,19 @@ def test_slices_change_nothing(tiny, tmp_path, monkeypatch, name):
     source = save(model, tmp_path / "source")
     _, plan = plan_for(model)
     stream(source, plan, tmp_path / "whole")
-    monkeypatch.setattr(shards, "_SLICE", 100)
+    monkeypatch.setattr(pieces, "_TILE", 100)
     monkeypatch.setattr(shards, "_COPY", 7)
+    monkeypatch.delattr(os, "copy_file_range", raising=False)
     stream(source, plan, tmp_path / "sliced")
     whole, sliced = tensors(tmp_path / "whole"), tensors(tmp_path / "sliced")
-    assert all(torch.allclose(whole[key], sliced[key], rtol=0, atol=1e-7) for key in whole)
+    assert all(torch.allclose(whole[key], sliced[key], rtol=0, atol=1e-6) for key in whole)
 
 
 class Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize("when", range(1, 12))
+@pytest.mark.parametrize("when", range(1, 8))
 def test_a_killed_run_ends_as_if_it_had_not_been(tiny, tmp_path, monkeypatch, when):
     model = tiny("qwen3")
     source = save(model, tmp_path / "source")
@@ -151,6 +168,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been(tiny, tmp_path, monkeypatch, wh
         own(file, data)
 
     monkeypatch.setattr(shards, "_COPY", 4000)
+    monkeypatch.delattr(os, "copy_file_range", raising=False)
     monkeypatch.setattr(shards, "_write", dies)
     with pytest.raises(Killed):
         stream(source, plan, tmp_path / "out")

@@ -26,10 +26,9 @@ def is_possible(model: str, made: Made, load: Mapping[str, Any]) -> bool:
 
 def apply(model: str, *, run: Path | None, directions: Path | None, made: Made, out: Path, revision: str | None, as_json: bool) -> None:
     """Save the edited checkpoint with its proof: of `run` if there is one, else of the directions file."""
-    with console.progress("apply", total=4) as step:
-        step("reading headers")
-        skeleton = open_skeleton(model, revision=revision)
-        check_out(skeleton, out)
+    skeleton = open_skeleton(model, revision=revision)
+    check_out(skeleton, out)
+    with console.progress("apply", total=2 + len(skeleton.checkpoint.shards)) as step:
         step("writers")
         writers = skeleton_writers(skeleton)
         edit = from_run(run, skeleton) if run else from_directions(given(directions), writers, skeleton, made)
@@ -38,8 +37,7 @@ def apply(model: str, *, run: Path | None, directions: Path | None, made: Made, 
             card = model_card(_subject(skeleton, report, known=run is not None), edit, form="baked")
             return {"README.md": card, FILE: dump_json(_document(skeleton, edit, report, known=run is not None), indent=2) + "\n"}
 
-        step("writing")
-        report = stream(skeleton, edit.plan, out, writers=writers, describe=described)
+        report = stream(skeleton, edit.plan, out, writers=writers, describe=described, step=step)
         step("saved")
     if as_json:
         document = _document(skeleton, edit, report, known=run is not None)

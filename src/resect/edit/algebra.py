@@ -64,6 +64,13 @@ def apply_to_output(
     return torch.addmm(flat, flat @ c, u.T, alpha=-gamma).view(y.shape)
 
 
+def apply_to_rows(
+    rows: Float[Tensor, "row d_in"], *, u: Float[Tensor, "row k"], read: Float[Tensor, "k d_in"], gamma: float
+) -> Float[Tensor, "row d_in"]:
+    """Return some rows of W' = W - gamma U (C^T W), W of layout out_in, where `read` is C^T W and `u` the rows of U; a new tensor."""
+    return torch.addmm(rows, u, read, alpha=-gamma)
+
+
 def apply_to_weight(
     weight: Float[Tensor, "*any"],
     layout: Layout,

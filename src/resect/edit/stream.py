@@ -5,6 +5,7 @@ import json
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from math import sqrt
@@ -16,9 +17,11 @@ import torch
 from resect import artifacts
 from resect.edit.bake import BakeReport, ParameterChange, Untouched
 from resect.edit.hooks import matched
+from resect.edit.pieces import Measured, Piece
 from resect.edit.plan import EditPlan
+from resect.edit.proof import FILE
 from resect.edit.save import check_free
-from resect.edit.shards import Measured, Piece, reads_back, rewrite
+from resect.edit.shards import reads_back, rewrite, settle
 from resect.errors import UserError
 from resect.models.blockwise import skeleton_writers
 from resect.models.checkpoint import INDEX, PLAIN, Shard, file_in
@@ -30,6 +33,8 @@ from resect.models.writers import Writer
 FORMAT = "resect.stream/1"
 JOB, JOURNAL = "job.json", ".resect"
 """Of an unfinished output: which job it belongs to, and what is known of each finished shard. Neither stays in a finished one."""
+
+_AT_ONCE = 2  # shards; each holds one tensor in memory
 
 Describe = Callable[["StreamReport"], Mapping[str, str]]
 
@@ -163,20 +168,30 @@ def _shards(skeleton: Skeleton, pieces: Sequence[Piece], partial: Path, step: Ca
     by_shard: dict[str, list[Piece]] = defaultdict(list)
     for piece in pieces:
         by_shard[piece.stored.shard].append(piece)
-    measured: list[Measured] = []
-    for shard in skeleton.checkpoint.shards:
-        step(shard.name)
-        own = by_shard[shard.name]
-        known = _known(shard, partial, own)
-        if known is None:
-            known = rewrite(shard, partial / shard.name, own)
-            if not reads_back(shard, partial / shard.name, own, known):
-                raise UserError(
-                    f"{shard.name} reads back otherwise than it was written; the disk or the memory is at fault, nothing was kept."
-                )
-            artifacts.write_json(_journal(partial, shard), [asdict(item) for item in known])
-        measured += known
+    # While the disk takes one shard in, the next one is computed.
+    with ThreadPoolExecutor(max_workers=_AT_ONCE) as pool:
+        jobs = [(shard.name, pool.submit(_shard, shard, partial, by_shard[shard.name])) for shard in skeleton.checkpoint.shards]
+        try:
+            measured: list[Measured] = []
+            for name, job in jobs:
+                step(name)
+                measured += job.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
     return tuple(measured)
+
+
+def _shard(shard: Shard, partial: Path, pieces: Sequence[Piece]) -> tuple[Measured, ...]:
+    known = _known(shard, partial, pieces)
+    if known is not None:
+        return known
+    temporary, target = partial / f".{shard.name}.tmp", partial / shard.name
+    measured = rewrite(shard, temporary, pieces)
+    settle(temporary, target)
+    if not reads_back(shard, target, pieces, measured, whole=False):
+        raise UserError(f"{shard.name} reads back otherwise than it was written; the disk or the memory is at fault, nothing was kept.")
+    artifacts.write_json(_journal(partial, shard), [asdict(item) for item in measured])
+    return measured
 
 
 def _known(shard: Shard, partial: Path, pieces: Sequence[Piece]) -> tuple[Measured, ...] | None:
@@ -189,7 +204,7 @@ def _known(shard: Shard, partial: Path, pieces: Sequence[Piece]) -> tuple[Measur
         known = tuple(Measured(**(row | {"before": tuple(row["before"]), "after": tuple(row["after"])})) for row in rows)
     except (ValueError, TypeError, KeyError):
         return None
-    return known if reads_back(shard, partial / shard.name, pieces, known) else None
+    return known if reads_back(shard, partial / shard.name, pieces, known, whole=True) else None
 
 
 def _journal(partial: Path, shard: Shard) -> Path:
@@ -198,7 +213,8 @@ def _journal(partial: Path, shard: Shard) -> Path:
 
 def _side_files(skeleton: Skeleton, partial: Path) -> None:
     folder = skeleton.checkpoint.folder
-    names = {path.name for pattern in SIDE_FILES for path in folder.glob(pattern)}
+    # The proof of another edit would be a lie here.
+    names = {path.name for pattern in SIDE_FILES for path in folder.glob(pattern)} - {FILE}
     # An index beside a single file belongs to other weights.
     indexes = {name for name in names if name.endswith(".index.json")} - ({INDEX} if skeleton.checkpoint.indexed else set())
     for name in sorted(names - indexes):

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from accelerate import init_empty_weights
-from accelerate.utils import set_module_tensor_to_device
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from torch import Tensor, nn
@@ -26,6 +25,7 @@ from resect.models.quantised import method
 SIDE_FILES = ("*.json", "*.jinja", "*.model", "*.tiktoken", "*.spm", "*.bpe", "merges.txt", "vocab.txt", "LICENSE*", "NOTICE*")
 """What of a model folder goes with its weights; README.md is written anew."""
 
+_READ = 1 << 24  # bytes at a time
 _TABLE = 512  # rows that are read of an embedding table, for the probe tokens
 
 
@@ -99,7 +99,14 @@ class Skeleton:
 
     def value(self, name: str) -> Tensor:
         """Return a parameter in float32, read from disk; raises what `stored` raises, and for quantised tensors."""
-        self.stored(name)
+        origin, (first, *_) = self.origins.get(name), self.stored(name)
+        if origin is not None and origin.rule is None and first.dtype in PLAIN and first.shape:
+            # Widened as it is read: the whole of it in two dtypes would be half as much again.
+            value = torch.empty(first.shape)
+            step = max(1, _READ // max(1, first.row_bytes))
+            for start in range(0, first.shape[0], step):
+                value[start : start + step] = self.checkpoint.read(first.key, slice(start, start + step))
+            return value
         value = self._made(name, self.checkpoint.read)
         return value.float() if value.is_floating_point() else value
 
@@ -187,7 +194,7 @@ def filled(skeleton: Skeleton, module: str) -> Iterator[None]:
         yield
     finally:
         for name in names:
-            set_module_tensor_to_device(skeleton.network, name, "meta")
+            _clear(skeleton, name)
 
 
 @contextmanager
@@ -212,7 +219,7 @@ def filled_outside(skeleton: Skeleton) -> Iterator[None]:
             if name in tables:
                 tables[name].weight = nn.Parameter(torch.empty(skeleton.shapes[name], device="meta"), requires_grad=False)
             else:
-                set_module_tensor_to_device(network, name, "meta")
+                _clear(skeleton, name)
 
 
 def _rows(skeleton: Skeleton, name: str) -> Tensor:
@@ -230,6 +237,19 @@ def _value(skeleton: Skeleton, name: str) -> Tensor:
 
 
 def _set(skeleton: Skeleton, name: str, value: Tensor) -> None:
-    if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+    # The norm takes no memory, and tells of all but numbers whose squares overflow.
+    if value.is_floating_point() and not bool(torch.isfinite(torch.linalg.vector_norm(value)) or torch.isfinite(value).all()):
         raise UserError(f"Parameter {name} of {skeleton.name} holds NaN or infinity; get the checkpoint again.")
-    set_module_tensor_to_device(skeleton.network, name, "cpu", value=value)
+    _put(skeleton.network, name, value)
+
+
+def _put(network: nn.Module, name: str, value: Tensor) -> None:
+    """Put a tensor in the place of a parameter or buffer, without a copy."""
+    module, _, leaf = name.rpartition(".")
+    owner = network.get_submodule(module)
+    is_parameter = any(n == leaf for n, _ in owner.named_parameters(recurse=False))
+    setattr(owner, leaf, nn.Parameter(value, requires_grad=False) if is_parameter else value)
+
+
+def _clear(skeleton: Skeleton, name: str) -> None:
+    _put(skeleton.network, name, torch.empty(skeleton.shapes[name], device="meta"))
