@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from resect import cleaning
@@ -132,7 +132,24 @@ class Recipes:
         # Maps take seconds to train, and these two methods train the same ones.
         if arm.method == "som_svd":
             return orthogonalised(self._directions(replace(arm, method="som", variant=PLAIN), baseline), "som_svd")
+        if arm.method == "som" and arm.baseline != "matched" and _constant(baseline, self.materials.labels):
+            matched = self.materials.baseline("matched")
+            return shifted(self._directions(Arm("matched", "som"), matched), matched, baseline, self.materials.labels)
         return find(self.materials, baseline, arm.method, self.config)
+
+
+def _constant(baseline: Baseline, labels: Int[Tensor, " prompt"]) -> bool:
+    """Return whether all prompts of a class have the same subtrahend."""
+    return all(bool((baseline.weights[labels == c] == baseline.weights[labels == c][0]).all()) for c in range(int(labels.max()) + 1))
+
+
+def shifted(found: Directions, old: Baseline, new: Baseline, labels: Int[Tensor, " prompt"]) -> Directions:
+    """Return the winners of maps (one a class) on another baseline: with one subtrahend a class a map is that of the activations, moved.
+
+    So the arms of the second paper differ in what is subtracted from the same winners, and a map is trained once (seconds each).
+    """
+    moved = [(old.subtrahends[labels == c][0] - new.subtrahends[labels == c][0]).double() for c in range(int(labels.max()) + 1)]
+    return replace(found, vectors=(found.vectors.double() + torch.stack(moved, dim=1)).float())
 
 
 def find(materials: ContrastMaterials, baseline: Baseline, method: str, config: ContrastConfig) -> Directions:

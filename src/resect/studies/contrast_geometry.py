@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from resect import cleaning
+from resect.cleaning.formula import row_space
 from resect.directions import Baseline, mean_of_differences
 from resect.edit.algebra import orthonormal_basis
 from resect.studies.contrast_arms import Recipe, topics
@@ -34,7 +34,7 @@ def geometry(materials: ContrastMaterials, names: tuple[str, ...]) -> dict[str, 
 
 def topic_part(direction: Float[Tensor, "layer d_model"], materials: ContrastMaterials) -> Float[Tensor, " layer"]:
     """Return the share of a direction's squared norm that lies in the span of the topic means (less the unmatched mean)."""
-    basis = cleaning.row_space(topics(materials).columns.double())
+    basis = row_space(topics(materials).columns.double())
     inside = (direction.double()[:, None, :] @ basis.mT).square().sum((1, 2))
     return inside / direction.double().square().sum(-1).clamp_min(1e-300)
 
