@@ -75,15 +75,15 @@ def run(inputs: ContrastInputs, config: ContrastConfig, steps: Steps) -> Contras
         UserError: see `behaviour.observe`, `contrast_arms.arms`, `contrast_materials.gather_sides` and the direction methods.
     """
     desk = prepare(inputs, config, steps)
-    grids = {arm.name: steps.json(f"grid_{_file(arm)}", lambda a=arm: _grid(desk, a)) for arm in desk.arms}
+    grids = {arm.name: steps.json(f"grid_{arm.file}", lambda a=arm: _grid(desk, a)) for arm in desk.arms}
     base = steps.json("panel", lambda: read_panel(desk.screen, EditPlan(())))
     for arm in desk.arms:
         if arm.variant in PAPER_VARIANTS:
-            grids[arm.name] = steps.json(f"read_{_file(arm)}", lambda a=arm: _read(desk, a, grids[a.name], base=base))
-    chosen = {arm.name: steps.json(f"choice_{_file(arm)}", lambda a=arm: _choose(desk, a, grids[a.name])) for arm in desk.arms}
+            grids[arm.name] = steps.json(f"read_{arm.file}", lambda a=arm: _read(desk, a, grids[a.name], base=base))
+    chosen = {arm.name: steps.json(f"choice_{arm.file}", lambda a=arm: _choose(desk, a, grids[a.name])) for arm in desk.arms}
     results = {"base": steps.json("test_base", lambda: examine(desk.examiner, EditPlan(())))}
     for arm in desk.arms:
-        results[arm.name] = steps.json(f"test_{_file(arm)}", lambda a=arm: examine(desk.examiner, desk.plan(a, chosen[a.name])))
+        results[arm.name] = steps.json(f"test_{arm.file}", lambda a=arm: examine(desk.examiner, desk.plan(a, chosen[a.name])))
     return ContrastResult(_document(desk, grids, chosen, results, base=base), desk.arms, desk.recipes, desk.materials)
 
 
@@ -99,10 +99,6 @@ def prepare(inputs: ContrastInputs, config: ContrastConfig, steps: Steps) -> Des
         twin = lab.read(asked.prompts, steps.json("twin_test", lambda: twin_ids(lab, inputs.study, asked)))
     examiner = Examiner(lab, behaviour, forced(lab, behaviour.harmless["test"]), twin)
     return Desk(inputs, behaviour, materials, Recipes(materials, config), found, make_screen(lab, behaviour), examiner, steps)
-
-
-def _file(arm: Arm) -> str:
-    return arm.name.replace("/", "_")
 
 
 def _grid(desk: Desk, arm: Arm) -> list[dict[str, Any]]:
@@ -191,7 +187,7 @@ def _audit(desk: Desk, grids: dict[str, Any], *, base: int) -> dict[str, Any]:
 def _matched(desk: Desk, chosen: dict[str, Any]) -> dict[str, Any]:
     """Return the KL of every plain arm that is no control at the matched refusal rate, and ratios to the unmatched baseline."""
     compared = [arm for arm in desk.arms if not arm.control]
-    traces = {arm.name: desk.steps.json(f"curve_{_file(arm)}", lambda a=arm: _trace(desk, a, chosen[a.name])) for arm in compared}
+    traces = {arm.name: desk.steps.json(f"curve_{arm.file}", lambda a=arm: _trace(desk, a, chosen[a.name])) for arm in compared}
     ratios = [(a, b) for question, a, b in pairs(compared) if question in ("matched", "paired")]
     base = [v == "refuse" for v in desk.behaviour.harmful["test"].verdicts]
     found = curves.matched(traces, base=base, refusal=desk.config.matched_refusal, pairs=ratios, seed=desk.config.seed)

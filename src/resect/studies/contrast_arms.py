@@ -43,6 +43,11 @@ class Arm:
         return "/".join([self.baseline, self.method, *([] if self.variant == PLAIN else [self.variant])])
 
     @property
+    def file(self) -> str:
+        """The arm's name as a part of file names."""
+        return self.name.replace("/", "_")
+
+    @property
     def control(self) -> bool:
         """Whether it is a control of another arm."""
         return self.variant != PLAIN or METHODS[self.method].control or self.baseline not in CORE
