@@ -114,7 +114,7 @@ def _choose(desk: Desk, arm: Arm, cells: list[dict[str, Any]]) -> dict[str, Any]
 
 
 def _document(desk: Desk, grids: dict[str, Any], chosen: dict[str, Any], results: dict[str, Any], *, base: int) -> dict[str, Any]:
-    config, seed = desk.config, desk.config.seed
+    seed = desk.config.seed
     asked = pairs(desk.arms)
     tests = compare(results, list(dict.fromkeys((a, b) for _, a, b in asked)), seed=seed)
     panel = len(desk.screen.panel)
@@ -124,7 +124,7 @@ def _document(desk: Desk, grids: dict[str, Any], chosen: dict[str, Any], results
         "study": "contrast",
         "model": _model(desk),
         "prompts": _prompts(desk),
-        "arms": {a.name: {**described(a, config), "chosen": chosen[a.name], "count": _count(desk, a)} for a in desk.arms},
+        "arms": {a.name: {**described(a), "order": i, "chosen": chosen[a.name], "count": _count(desk, a)} for i, a in enumerate(desk.arms)},
         "evaluation": {name: summary(result, seed=seed) for name, result in results.items()},
         "grids": grids,
         "protocol": {

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from resect.config import ContrastConfig
 from resect.directions import METHODS
 from resect.studies.contrast_arms import PLAIN, RANDOM, VARIANTS, Arm
 
@@ -94,7 +93,7 @@ def protocol_verdict(arm: str, cells: Sequence[Mapping[str, Any]], *, base: int,
     }
 
 
-def described(arm: Arm, config: ContrastConfig) -> dict[str, Any]:
+def described(arm: Arm) -> dict[str, Any]:
     """Return what an arm is, in words."""
     variant = "" if arm.variant == PLAIN else VARIANTS[arm.variant].label
     method = METHODS[arm.method]
@@ -104,5 +103,4 @@ def described(arm: Arm, config: ContrastConfig) -> dict[str, Any]:
         "variant": arm.variant,
         "label": "; ".join(filter(None, (arm.baseline, method.label, variant))),
         "control": arm.control,
-        "directions": config.directions if method.several and config.directions else None,
     }
