@@ -89,5 +89,6 @@ def run_study(
         return
     console.show(contrast_table(result.document))
     for answer in result.document["verdicts"]:
-        console.say(f"{answer['title']}: {answer['answer']}.")
+        place = "one layer" if answer["place"] == "single" else "anywhere"
+        console.say(f"{answer['title']} ({place}): {answer['answer']}.")
     console.say(f"Report: {page}")

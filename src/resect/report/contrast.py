@@ -1,6 +1,8 @@
 """A contrast run becomes one self-contained HTML file."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from resect.artifacts import write_text
 from resect.report import contrast_charts, contrast_tables
@@ -75,19 +77,25 @@ def render_contrast(run: ContrastRun) -> str:
 
 def headline(run: ContrastRun) -> tuple[str, str]:
     """Return the answer to the paper's question as a sentence, computed from the tests, and its tone."""
-    found = {entry["question"]: entry for entry in run.document["verdicts"]}
-    asked = found.get("matched") or found.get("paired")
-    if asked is None:
+    found = {(entry["question"], entry["place"]): entry for entry in run.document["verdicts"]}
+    asked = [(place, found.get(("matched", place)) or found.get(("paired", place))) for place in ("single", "any")]
+    parts, ways = [], set[str]()
+    for place, entry in asked:
+        if entry is not None:
+            ways |= {name for name in ("more", "less") if entry[name]}
+            parts.append(f"{'editing one layer' if place == 'single' else 'editing where it is best'}, {_outcome(entry)}")
+    if not parts:
         return "Matched and unmatched contrast were not both run, so the paper's question is not asked here.", "mixed"
-    tested, more, less = asked["n"], asked["more"], asked["less"]
-    if not more and not less:
-        return f"Topic-matched contrast cannot be told from unmatched contrast in any of {tested} methods (refusals left on test).", "mixed"
-    parts = [f"removes fewer refusals than unmatched contrast in {more}"] if more else []
-    parts += [f"removes more in {less}"] if less else []
-    return (
-        f"Topic-matched contrast {' and '.join(parts)} of {tested} methods (refusals left on test, p < 0.05 after Holm).",
-        "bad" if more else "good",
-    )
+    sentence = f"Topic-matched against unmatched contrast: {'; '.join(parts)} (refusals left on test, p < 0.05 after Holm)."
+    return sentence, {frozenset({"more"}): "bad", frozenset({"less"}): "good"}.get(frozenset(ways), "mixed")
+
+
+def _outcome(entry: Mapping[str, Any]) -> str:
+    if not entry["more"] and not entry["less"]:
+        return f"not told apart in any of {entry['n']} methods"
+    parts = [f"it removes fewer refusals in {entry['more']}"] if entry["more"] else []
+    parts += [f"{'' if parts else 'it removes '}more in {entry['less']}"] if entry["less"] else []
+    return f"{' and '.join(parts)} of {entry['n']} methods"
 
 
 def notes(run: ContrastRun) -> list[str]:
@@ -102,10 +110,10 @@ def notes(run: ContrastRun) -> list[str]:
         found.append(f"Of {audit['read']} cells that the screen spared and that were read all the same, {wrong} had another R.")
     if protocol["base"] < protocol["panel"]:
         found.append(f"The base model itself refuses only {protocol['base']} of the {protocol['panel']} prompts of the panel.")
-    infeasible = [arm for arm in run.plain if not run.part("arms")[arm]["chosen"]["feasible"]]
+    infeasible = [arm for arm in run.plain if not run.part("arms")[arm]["chosen"]["any"]["feasible"]]
     if infeasible:
         found.append(f"No cell worked on validation for {', '.join(infeasible)}; the nearest one was scored.")
-    n = run.part("evaluation")["base"]["refusal_rate"]["n"]
+    n = run.part("evaluation")["base"]["any"]["refusal_rate"]["n"]
     if n < 100:
         found.append(f"Only {n} harmful test prompts: differences below about {percent(2 / n**0.5)} cannot be seen.")
     if not prompts.get("paired"):

@@ -16,7 +16,7 @@ def contrast_table(document: Json) -> Table:
     for title in ("R", "refused", "benign refused", "KL tokens", "recovery"):
         table.add_column(title, justify="right", overflow="fold")
     for arm in sorted(document["arms"], key=lambda name: document["arms"][name]["order"]):
-        entry, measured = document["arms"][arm], document["evaluation"][arm]
+        entry, measured = document["arms"][arm], document["evaluation"][arm]["any"]
         if not entry["control"]:
             r = f"{protocol[arm]['least']}/{protocol[arm]['panel']}"
             rates = [_rate(measured[name]) for name in ("refusal_rate", "benign_refusal_rate")]

@@ -25,13 +25,13 @@ class Beside:
     theirs: Table
 
 
-def results(run: ContrastRun, *, controls: bool) -> Table:
-    """Return every arm's chosen cell and test figures."""
+def results(run: ContrastRun, *, controls: bool, place: str) -> Table:
+    """Return every arm's cell, chosen anywhere (`any`) or among those that edit one layer (`single`), and its test figures."""
     rows = []
     for arm in run.arms:
         entry = run.part("arms")[arm]
         if bool(entry["control"]) == controls:
-            measured, chosen = run.part("evaluation")[arm], entry["chosen"]
+            measured, chosen = run.part("evaluation")[arm][place], entry["chosen"][place]
             rows.append(
                 plain(
                     (
@@ -194,7 +194,7 @@ def comparisons(run: ContrastRun) -> Table:
         value = Cell("–") if difference is None else Cell(_write(difference.value, measure), interval(difference, measure=measure))
         holm = finite(entry["p_holm"])
         strong = holm is not None and holm < 0.05
-        pair = f"{entry['a']} − {entry['b']}"
+        pair = Cell(f"{entry['a']} − {entry['b']}", "one layer" if entry["place"] == "single" else "")
         rows.append(
             plain((pair, measure, value, p_value(entry["p"]), Cell(p_value(holm), strong=strong), entry["test"], count(entry["n"])))
         )
