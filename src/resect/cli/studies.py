@@ -50,3 +50,32 @@ def sra(  # noqa: PLR0913  one parameter per option
     sources = Sources(model, harmful, harmless, tuple(atoms), tuple(questions), text, dtype, revision)
     given = study.collect(config, settings, named)
     study.run_study(sources, given, out=out, device=device, trust_remote_code=trust, as_json=as_json)
+
+
+@app.command()
+def contrast(  # noqa: PLR0913  one parameter per option
+    model: o.Model,
+    harmful: o.Harmful = None,
+    matched: Annotated[str | None, typer.Option(help="Benign prompts on the same topics: category, and pair_id where paired.")] = None,
+    unmatched: Annotated[str | None, typer.Option(help="Benign prompts on any topic.")] = None,
+    out: o.Out = Path("runs/contrast"),
+    config: o.Config = None,
+    settings: o.Set = [],  # noqa: B006
+    quick: Annotated[bool, typer.Option("--quick", help="The same questions with fewer arms and doses.")] = False,  # noqa: FBT002
+    seed: o.Seed = None,
+    position: o.Position = None,
+    no_filter: o.NoFilter = False,  # noqa: FBT002
+    dtype: o.Dtype = "auto",
+    device: o.Device = "auto",
+    revision: o.Revision = None,
+    trust: o.Trust = False,  # noqa: FBT002
+    as_json: o.Json = False,  # noqa: FBT002
+) -> None:
+    """Find out whether topic-matched contrast fails on a chat model, under which condition, and why."""
+    from resect.commands import contrast as command
+    from resect.commands import study
+
+    named = {"seed": seed, "position": study.position(position), "filter_by_behaviour": False if no_filter else None}
+    sources = command.ContrastSources(model, harmful, matched, unmatched, dtype, revision)
+    given = study.collect(config, settings, named)
+    command.run_study(sources, given, out=out, quick=quick, device=device, trust_remote_code=trust, as_json=as_json)

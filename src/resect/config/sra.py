@@ -1,12 +1,11 @@
-"""Every knob of a study, in one place; the resolved values are saved beside the results as `run.toml`."""
+"""Every knob of the SRA study."""
 
-import json
-import tomllib
-from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
+from resect.config.base import StudyConfig
+from resect.config.files import checked
 from resect.errors import UserError, unknown_name
 
 ARMS = (
@@ -23,30 +22,11 @@ ARMS = (
 """Every arm of the SRA study besides `base`, in the order of the tables."""
 
 
-class SRAConfig(BaseModel):
+class SRAConfig(StudyConfig):
     """The settings of `resect sra`. No value of the paper is assumed where the paper gives none: those are options here."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     arms: tuple[str, ...] = ARMS
     """Arms to run besides `base`, which always runs."""
-    seed: int = 0
-    """Seed of the splits, the random control and the bootstrap."""
-
-    position: Literal["last", "last_user", "mean"] | int = "last"
-    """Token whose activation is read: last token of the rendered prompt, last token of the user's text, mean, or a negative index."""
-    system: str | None = None
-    """System prompt put before every prompt that has none of its own."""
-    thinking: bool = False
-    """Whether a thinking template starts in thinking mode."""
-    filter_by_behaviour: bool = True
-    """Extract only from harmful prompts that the base refuses and harmless ones that it answers."""
-    extract_prompts: int = Field(default=256, ge=2)
-    """Most prompts a side for extracting directions."""
-    validation_prompts: int = Field(default=64, ge=2)
-    """Most prompts a side for choosing strength and layers."""
-    test_prompts: int = Field(default=128, ge=2)
-    """Most prompts a side for the final scores."""
     capability_prompts: int = Field(default=128, ge=1)
     """Most question-answer pairs per capability file."""
 
@@ -73,10 +53,6 @@ class SRAConfig(BaseModel):
     """Whether each edited layer uses its own direction (the paper's setting), one layer's is used everywhere, or validation decides."""
     source_layers: tuple[float, ...] = (0.4, 0.5, 0.6, 0.7, 0.8)
     """Depths whose direction is tried on all edited layers when one layer's is."""
-    max_refusal: float = Field(default=0.02, ge=0, le=1)
-    """Refusal rate at or below which a candidate counts as working."""
-    matched_refusal: float = Field(default=0.05, ge=0, lt=1)
-    """Refusal rate at which the KL of all arms is read off; a little above `max_refusal`, so that it does not hang on two prompts."""
     finalists: int = Field(default=24, ge=1)
     """Most candidates an arm that are read in whole responses after the one-token screen, best first, until one works."""
 
@@ -86,18 +62,10 @@ class SRAConfig(BaseModel):
     ceilings: bool = True
     """Whether to measure how much of a twin any edit could restore (organisms only)."""
 
-    max_new_tokens: int = Field(default=64, ge=1)
-    """Longest response, in tokens."""
-    opening_tokens: int = Field(default=48, ge=1)
-    """Response tokens read when only the verdict is wanted."""
-    kl_tokens: int = Field(default=16, ge=1)
-    """Tokens of the base's own response over which the teacher-forced KL is taken."""
     text_context: int = Field(default=512, ge=2)
     """Window of plain-text perplexity, in tokens."""
     text_stride: int = Field(default=256, ge=1)
     """Stride of that window: how many new tokens are scored each step."""
-    batch_tokens: int = Field(default=8192, ge=1)
-    """Most tokens (padding included) in one forward pass."""
     keep_text: bool = False
     """Keep prompts and responses in samples.jsonl; otherwise only hashes and verdicts are stored."""
 
@@ -108,8 +76,6 @@ class SRAConfig(BaseModel):
                 raise unknown_name("arm", arm, ARMS)
         if len(set(self.arms)) != len(self.arms) or not self.arms:
             raise UserError(f"arms must name at least one arm, each once; got {list(self.arms)}.")
-        if isinstance(self.position, int) and self.position >= 0:
-            raise UserError(f"position {self.position} is not allowed; use last, last_user, mean or a negative integer (-1 is last).")
         _check_numbers(self)
         if any(not 0 <= a < b <= 1 for a, b in self.windows) or not self.windows:
             raise UserError(f"windows must be pairs of depths with 0 <= first < last <= 1; got {self.windows}.")
@@ -130,42 +96,4 @@ def _check_numbers(config: SRAConfig) -> None:
 
 def make_config(settings: dict[str, Any]) -> SRAConfig:
     """Return the checked settings; raises `UserError` naming the first wrong one, with the nearest valid name."""
-    for name in settings:
-        if name not in SRAConfig.model_fields:
-            raise unknown_name("setting", name, SRAConfig.model_fields)
-    try:
-        return SRAConfig(**settings)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"Setting {where!r} is wrong: {first['msg']}; got {first['input']!r}.") from error
-
-
-def load_config(path: Path) -> dict[str, Any]:
-    """Return the settings of a TOML file, unchecked (give them to `make_config`)."""
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"Cannot read settings file {path}: {error.strerror}.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"Settings file {path} is not valid TOML: {error}.") from error
-
-
-def dump_toml(settings: dict[str, Any]) -> str:
-    """Return settings as TOML text, keys in the given order; None is left out (TOML has no null)."""
-    return "".join(f"{key} = {_toml_value(value)}\n" for key, value in settings.items() if value is not None)
-
-
-def _toml_value(value: object) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, str):
-        # JSON strings are TOML basic strings, but for the delete character.
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-    if isinstance(value, (int, float)):
-        return repr(value)
-    if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(_toml_value(item) for item in value) + "]"
-    if isinstance(value, dict):
-        return "{ " + ", ".join(f"{key} = {_toml_value(item)}" for key, item in value.items()) + " }"
-    raise TypeError(f"no TOML form for {type(value).__name__}")
+    return checked(SRAConfig, settings)
