@@ -13,6 +13,7 @@ from resect.commands import console
 from resect.config import SRAConfig
 from resect.evaluation.forced import _MAX_LOGITS as MAX_LOGITS
 from resect.models.memory import Stage, Workload, predict
+from resect.studies.forecast import BACKWARD, LABELS
 
 LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 """Where Linux says how much memory a container may use."""
@@ -54,6 +55,8 @@ def study_workload(prompt_tokens: int) -> Workload:
         scored=config.test_prompts,
         forced=config.kl_tokens,
         logits_at_once=MAX_LOGITS,
+        backward_tokens=config.batch_tokens // BACKWARD,
+        followed=LABELS,
     )
 
 

@@ -18,9 +18,9 @@ from resect.edit.bake import Untouched, edited_weight
 from resect.edit.hooks import applied, matched
 from resect.edit.plan import EditPlan, WriterEdit, removal_plan
 from resect.models.embeddings import embedding_names, outside_decoder, tied_head
-from resect.models.forward import Call, float_state, model_inputs, recorded_calls, replay
+from resect.models.forward import Call, float_state, recorded_calls, replay
 from resect.models.load import ChatModel
-from resect.models.writers import Writer, probe_ids
+from resect.models.writers import Writer, probe_inputs
 
 FORMAT = "resect.edit_proof/1"
 FILE = "edit_proof.json"
@@ -195,11 +195,8 @@ def _edited_layers(edits: Sequence[tuple[Writer, WriterEdit]]) -> list[int]:
 
 def _record(model: ChatModel, names: Sequence[str]) -> dict[str, Call]:
     """Run the probe tokens once and return how each module was called."""
-    ids = probe_ids(model)
-    ones = torch.ones_like(ids)
-    inputs = model_inputs(model.network, input_ids=ids, attention_mask=ones, position_ids=ones.cumsum(1) - 1)
     with torch.no_grad(), recorded_calls({name: model.network.get_submodule(name) for name in names}) as record:
-        model.network(**inputs)
+        model.network(**probe_inputs(model))
     return {name: calls[0][0] for name, calls in record.items()}
 
 

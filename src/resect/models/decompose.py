@@ -78,7 +78,8 @@ def fit_sum(target: Float[Tensor, "token d_model"], columns: dict[str, Tensor]) 
     coefficients = _least_squares(target[:half], {n: c[:half] for n, c in columns.items()})
     scale = float(target[:half].norm())
     used = {n: columns[n] for n, k in coefficients.items() if abs(k) * float(columns[n][:half].norm()) > _SHARE * scale}
-    coefficients = _least_squares(target[:half], {n: c[:half] for n, c in used.items()})
+    if len(used) < len(columns):
+        coefficients = _least_squares(target[:half], {n: c[:half] for n, c in used.items()})
     gap = target[half:] - sum((k * used[n][half:] for n, k in coefficients.items()), start=torch.zeros_like(target[half:]))
     return coefficients, float(gap.norm() / target[half:].norm())
 
@@ -133,7 +134,7 @@ def combination(trace: Trace, names: list[str]) -> tuple[dict[str, Tensor], Floa
 
 def _is_gain_of_streams(trace: Trace, module: str) -> bool:
     """Return whether a module only scales tokens and features of a combination of the streams that go into the block."""
-    x, y = trace.inputs.get(module), trace.outputs[module]
+    x, y = trace.taken_in(module), trace.outputs[module]
     if x is None or x.shape != y.shape:
         return False
     basis = trace.before.permute(1, 2, 0)

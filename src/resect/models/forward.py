@@ -2,16 +2,18 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from resect.errors import UserError
+
+_HALF = (torch.float16, torch.bfloat16)
 
 
 class _Stop(Exception):
@@ -106,6 +108,28 @@ def run_until(
             return
 
 
+def run_instead(network: nn.Module, blocks: Sequence[nn.Module], inputs: Mapping[str, Any], act: Callable[[int, Call], Any]) -> None:
+    """Run the network up to and including its last block, with `act` in the place of each block's own code, which it can still call."""
+
+    def forward(own: Callable[..., Any], layer: int) -> Callable[..., Any]:
+        def standing_in(*args: Any, **kwargs: Any) -> Any:
+            with stand_in(blocks[layer], own):
+                output = act(layer, Call(args, kwargs))
+            if layer == len(blocks) - 1:
+                raise _Stop
+            return output
+
+        return standing_in
+
+    with ExitStack() as stack, torch.no_grad():
+        for layer, block in enumerate(blocks):
+            stack.enter_context(stand_in(block, forward(block.forward, layer)))
+        try:
+            network(**inputs)
+        except _Stop:
+            return
+
+
 @contextmanager
 def recorded_calls(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, list[tuple[Call, Any]]]]:
     """Record every call of `modules`, by name: its arguments (main tensor copied) and its output (main tensor copied).
@@ -141,11 +165,51 @@ def replay(module: nn.Module, call: Call, *, state: Mapping[str, Tensor] | None 
 
     `state` (by default `float_state(module)`) stands in for the module's own tensors, which are never written to.
     """
-    state = float_state(module) if state is None else state
+    return first_tensor(rerun(module, call, state=float_state(module) if state is None else state))
+
+
+def rerun(module: nn.Module, call: Call, *, state: Mapping[str, Tensor]) -> Any:
+    """Return all that `module` puts out for `call`, with float32 arguments and `state` in the place of its own tensors."""
     call = _copied(call)
     args, kwargs = _floated(call.args), _floated(dict(call.kwargs))
     with torch.no_grad():
-        return first_tensor(functional_call(module, dict(state), args, kwargs))
+        return functional_call(module, dict(state), args, kwargs)
+
+
+@contextmanager
+def stand_in(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Let `forward` run in place of the module's own code for the `with` block."""
+    own = vars(module).get("forward")  # of this one instance: a test's, or accelerate's
+    module.forward = forward
+    try:
+        yield
+    finally:
+        del module.forward
+        if own is not None:
+            module.forward = own
+
+
+@contextmanager
+def half_products(layers: Iterable[nn.Linear]) -> Iterator[None]:
+    """Let linear layers in half precision multiply in it, but take and give float32: their weights need not be widened then."""
+
+    def product(layer: nn.Linear, x: Tensor) -> Tensor:
+        return nn.functional.linear(x.to(layer.weight.dtype), layer.weight, layer.bias).float()
+
+    with ExitStack() as stack:
+        for layer in layers:
+            stack.enter_context(stand_in(layer, functools.partial(product, layer)))
+        yield
+
+
+def half_linears(module: nn.Module) -> dict[str, nn.Linear]:
+    """Return the plain linear layers in half precision, by name."""
+    return {n: m for n, m in module.named_modules() if is_plain_linear(m) and m.weight.dtype in _HALF}
+
+
+def is_plain_linear(module: nn.Module) -> TypeGuard[nn.Linear]:
+    """Return whether a module computes W x + b by its class: torch's own, with no code of the instance and no hooks."""
+    return type(module) is nn.Linear and "forward" not in vars(module) and not module._forward_hooks and not module._forward_pre_hooks
 
 
 def _one_stream(hidden: Tensor, shape: torch.Size) -> Tensor:
@@ -154,14 +218,16 @@ def _one_stream(hidden: Tensor, shape: torch.Size) -> Tensor:
     return hidden.mean(0 if hidden.shape[1:3] == shape else 2)
 
 
-def float_state(module: nn.Module) -> dict[str, Tensor]:
-    """Return the parameters and buffers of a module by name, half precision widened to float32."""
-    return {name: as_float32(value) for name, value in [*module.named_parameters(), *module.named_buffers()]}
+def float_state(module: nn.Module, *, without: Iterable[str] = ()) -> dict[str, Tensor]:
+    """Return the parameters and buffers of a module by name, half precision widened to float32; `without` names modules to leave out."""
+    left = tuple(f"{name}." for name in without)
+    tensors = [*module.named_parameters(), *module.named_buffers()]
+    return {name: as_float32(value) for name, value in tensors if not name.startswith(left)}
 
 
 def as_float32(value: Tensor) -> Tensor:
     """Return half-precision tensors as float32, others as they are."""
-    return value.detach().float() if value.dtype in (torch.float16, torch.bfloat16) else value.detach()
+    return value.detach().float() if value.dtype in _HALF else value.detach()
 
 
 def _copied(call: Call) -> Call:
@@ -172,12 +238,13 @@ def _copied(call: Call) -> Call:
 
 
 def _floated(value: Any) -> Any:
+    """Widen the tensors in nested arguments; a container without such is handed on itself, since blocks leave things in it for others."""
     if isinstance(value, Tensor):
-        return as_float32(value) if value.is_floating_point() else value
-    if isinstance(value, tuple) and not hasattr(value, "_fields"):
-        return tuple(_floated(v) for v in value)
-    if isinstance(value, list):
-        return [_floated(v) for v in value]
+        return as_float32(value) if value.dtype in _HALF else value
     if isinstance(value, dict):
-        return {k: _floated(v) for k, v in value.items()}
+        wide = {k: _floated(v) for k, v in value.items()}
+        return wide if any(wide[k] is not v for k, v in value.items()) else value
+    if isinstance(value, tuple | list) and not hasattr(value, "_fields"):
+        items = [_floated(v) for v in value]
+        return type(value)(items) if any(a is not b for a, b in zip(items, value, strict=True)) else value
     return value

@@ -5,22 +5,18 @@ there too, while every tensor's size is noted as it comes and goes: no list of a
 what the modules of each stage keep. Not counted: the interpreter with its libraries, and scratch space inside kernels.
 """
 
-import weakref
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
 
 from resect.errors import UserError
 from resect.models.batches import batches
 from resect.models.chat import Rendered
 from resect.models.forward import accepts, cache_argument, run_until
+from resect.models.live import FusedKernels, Live
 from resect.models.load import find_blocks
 from resect.models.source import first_line, is_vision_language
 
@@ -37,7 +33,8 @@ class Workload:
 
     `captured` prompts have their activations kept; `observed` prompts have their first-token
     log-probabilities kept, `learnt` of them are read together; `scored` are the prompts of a test side, followed for `forced` tokens. At
-    most `logits_at_once` logits are scored in one pass.
+    most `logits_at_once` logits are scored in one pass. A backward pass, of which the forecast takes `followed` numbers, gets batches of
+    `backward_tokens`.
     """
 
     tokens: tuple[int, ...]
@@ -49,6 +46,8 @@ class Workload:
     scored: int
     forced: int
     logits_at_once: int
+    backward_tokens: int
+    followed: int
 
 
 @dataclass(frozen=True)
@@ -73,55 +72,6 @@ class Pass:
     cache: int = 0
 
 
-class Live(TorchDispatchMode):
-    """Notes the bytes of all tensors made inside it, as they come and go: `now`, and the most there were, `peak`."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self._sizes: dict[int, int] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None) -> Any:
-        """Run the operation and note new storages."""
-        if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
-            # Networks ask whether the positions have no gap; without data the answer is yes.
-            return True
-        result = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, torch.Tensor):
-                self._note(tensor.untyped_storage())
-        return result
-
-    def _note(self, storage: torch.UntypedStorage) -> None:
-        key = storage._cdata
-        if key in self._sizes:
-            return
-        self._sizes[key] = storage.nbytes()
-        self.now += storage.nbytes()
-        self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._forget, key)
-
-    def _forget(self, key: int) -> None:
-        self.now -= self._sizes.pop(key, 0)
-
-
-class _Fused(TorchFunctionMode):
-    """Fused kernels as they hold memory: attention its output and one number a row, grouped experts their output.
-
-    Without data torch would write out all attention weights, and knows grouped experts in bfloat16 only.
-    """
-
-    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None) -> Any:
-        """Replace the two, and nothing else."""
-        if func is torch.nn.functional.scaled_dot_product_attention:
-            query, value = args[0], args[2]
-            sums = query.new_empty(query.shape[:-1], dtype=torch.float32)
-            return value.new_empty(*sums.shape, value.shape[-1])
-        if func is getattr(torch, "_grouped_mm", None):
-            return args[0].new_empty(args[0].shape[0], args[1].shape[-1])
-        return func(*args, **(kwargs or {}))
-
-
 def without_weights(config: PreTrainedConfig, *, dtype: torch.dtype, trust_remote_code: bool = False) -> PreTrainedModel:
     """Return the network of a configuration with no data in it (meta device): its tensors have shapes and dtypes only.
 
@@ -131,7 +81,7 @@ def without_weights(config: PreTrainedConfig, *, dtype: torch.dtype, trust_remot
     loader = AutoModelForImageTextToText if is_vision_language(config) else AutoModelForCausalLM
     try:
         with torch.device("meta"):
-            return loader.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code).eval()
+            return loader.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code).eval().requires_grad_(requires_grad=False)
     except (OSError, ImportError, ValueError, AttributeError, TypeError, KeyError) as error:
         raise UserError(f"No network can be made from the configuration ({config.model_type}): {first_line(error)}") from error
 
@@ -158,7 +108,7 @@ def predict(network: PreTrainedModel, work: Workload, *, on_cpu: bool) -> tuple[
             f"weights are {weights} bytes."
         ) from error
     return (
-        Stage("load", weights + check_bytes(network), 0),
+        Stage("load", weights, 0),
         replace(capture, device=weights + capture.device),
         replace(study, device=weights + study.device),
         Stage("save", weights + bake_bytes(network), 0),
@@ -174,7 +124,7 @@ def capture_stage(network: PreTrainedModel, work: Workload) -> Stage:
 
 
 def study_stage(network: PreTrainedModel, work: Workload, *, on_cpu: bool = False) -> Stage:
-    """Return what a study holds beside the weights: the most of writers, generation and scoring, and every distribution that is kept.
+    """Return what a study holds beside the weights: the most of writers, generation, scoring and forecast, and all distributions kept.
 
     Kept are first-token log-probabilities of the base (all prompts) and of an edit (both test sides), and teacher-forced ones of both. The
     log-odds judge reads the learnt ones joined together and in float64; a KL divergence is taken in float64, a part at a time.
@@ -183,7 +133,7 @@ def study_stage(network: PreTrainedModel, work: Workload, *, on_cpu: bool = Fals
     blocks = [network.get_submodule(name) for name in find_blocks(network)]
     writers = max(sum(p.numel() * _FLOAT for p in b.parameters() if p.element_size() < _FLOAT) for b in blocks)
     decoded = [generation_bytes(network, *shape, new=work.new_tokens, on_cpu=on_cpu) for shape in shapes(work)]
-    passes = max(*decoded, scoring_bytes(network, work, on_cpu=on_cpu))
+    passes = max(*decoded, scoring_bytes(network, work, on_cpu=on_cpu), slopes_bytes(network, work))
     observed, learnt = work.observed * row, work.learnt * row
     judged = observed + learnt + 3 * learnt * _DOUBLE // _FLOAT
     scored = observed + work.scored * (2 + 2 * work.forced) * row
@@ -229,9 +179,9 @@ def packed_bytes(network: PreTrainedModel, rows: int, *, on_cpu: bool) -> int:
     return rows * head.weight.nbytes if on_cpu and head is not None and network.dtype == torch.bfloat16 else 0
 
 
-def check_bytes(network: nn.Module) -> int:
-    """Return what the search for NaN and infinity holds: the largest parameter's absolute values and two flags for each."""
-    return max((p.numel() * (p.element_size() + 2) for p in network.parameters() if p.is_floating_point()), default=0)
+def slopes_bytes(network: PreTrainedModel, work: Workload) -> int:
+    """Return what the forecast holds: a forward pass that keeps what its backward pass needs, and that one, back to the embeddings."""
+    return max(run_backward(network, rows, tokens, padded=p, times=work.followed) for rows, tokens, p in shapes(work, work.backward_tokens))
 
 
 def bake_bytes(network: PreTrainedModel) -> int:
@@ -243,11 +193,11 @@ def bake_bytes(network: PreTrainedModel) -> int:
     return max(p.numel() * (p.element_size() + (3 if p.element_size() < _FLOAT else 1) * _FLOAT) for p in matrices)
 
 
-def shapes(work: Workload) -> tuple[tuple[int, int, bool], ...]:
+def shapes(work: Workload, batch_tokens: int | None = None) -> tuple[tuple[int, int, bool], ...]:
     """Return rows, width and whether there is padding, of the batches that may need most: most tokens, and most rows."""
     made = [
         (len(b.rows), int(b.input_ids.shape[1]), int(b.lengths.min()) < int(b.lengths.max()))
-        for b in batches([Rendered(range(n)) for n in work.tokens], batch_tokens=work.batch_tokens)
+        for b in batches([Rendered(range(n)) for n in work.tokens], batch_tokens=batch_tokens or work.batch_tokens)
     ]
     # Of equal shapes the padded one needs more.
     return tuple({max(made, key=lambda s: (s[0] * s[1], s[2])), max(made, key=lambda s: (s[0], s[1], s[2]))})
@@ -256,7 +206,7 @@ def shapes(work: Workload) -> tuple[tuple[int, int, bool], ...]:
 def run_to_last_block(network: PreTrainedModel, rows: int, tokens: int, *, padded: bool = False) -> Pass:
     """Return what a pass without a cache and without logits holds."""
     last = network.get_submodule(find_blocks(network)[-1])
-    with _Fused(), Live() as live:
+    with FusedKernels(), Live() as live:
         run_until(network, last, {**_inputs(rows, tokens), "use_cache": False}, hooks={})
     return Pass(live.peak + _mask(rows, tokens, padded=padded), 0, 0)
 
@@ -265,7 +215,7 @@ def run_to_logits(network: PreTrainedModel, rows: int, tokens: int, *, kept: int
     """Return what a pass holds that scores its last `kept` tokens, and what stays of it: logits, and the cache where one is kept."""
     options = {"logits_to_keep": kept} if accepts(network, "logits_to_keep") else {}
     inputs = _inputs(rows, tokens)
-    with torch.no_grad(), _Fused(), Live() as live:
+    with torch.no_grad(), FusedKernels(), Live() as live:
         output = network(**inputs, use_cache=cache, **options)
         logits, past = output.logits, output.get(cache_argument(network)) if cache else None
         del output
@@ -274,6 +224,23 @@ def run_to_logits(network: PreTrainedModel, rows: int, tokens: int, *, kept: int
         with_cache = live.now
         del past
     return Pass(live.peak + _mask(rows, tokens, padded=padded), left, with_cache - live.now)
+
+
+def run_backward(network: PreTrainedModel, rows: int, tokens: int, *, times: int, padded: bool = False) -> int:
+    """Return what a pass holds that is differentiated down to the embeddings: `times` log-probabilities of the next token, one by one."""
+    table = network.get_input_embeddings()
+    options = {"logits_to_keep": 1} if accepts(network, "logits_to_keep") else {}
+    started: list[torch.Tensor] = []
+
+    def start(_module: nn.Module, _args: Any, output: torch.Tensor) -> torch.Tensor:
+        started.append(output.detach().requires_grad_())
+        return started[0]
+
+    with table.register_forward_hook(start), torch.enable_grad(), FusedKernels(), Live() as live:
+        logprobs = network(**_inputs(rows, tokens), use_cache=False, **options).logits[:, -1].float().log_softmax(-1)
+        for left in reversed(range(times)):
+            torch.autograd.grad(logprobs[:, 0].sum(), started, retain_graph=left > 0)
+    return live.peak + _mask(rows, tokens, padded=padded)
 
 
 def _inputs(rows: int, tokens: int) -> dict[str, torch.Tensor]:

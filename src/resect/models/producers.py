@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from resect.errors import UserError
 from resect.layout import LAYOUT_OF, OUTPUT_AXIS, Layout
 from resect.models.decompose import TOLERANCE, fit_sum
-from resect.models.forward import replay
+from resect.models.forward import is_plain_linear, replay
 from resect.models.trace import LINEAR, Trace, feature_gain, rows_of, same
 
 _CHECKED = 4  # tokens on which a module is seen to be linear
+_FEATURES = 16  # outputs on which a layer that is linear by its class is seen to be
 _DEEPEST = 4  # norms and scales between a writer and the residual sum
 
 
@@ -70,10 +71,15 @@ def _linear_leaf(trace: Trace, origin: str) -> tuple[str, tuple[tuple[str, Layou
 
 
 def _linear_layout(trace: Trace, name: str, weight: str, own: dict[str, nn.Parameter]) -> Layout | None:
+    module, x, y = trace.block.get_submodule(name), trace.taken_in(name), trace.outputs[name]
+    if x is None:
+        return None
+    if is_plain_linear(module):
+        return "out_in" if _seen_linear(module, x, y) else None
     # On the weight's own device, every output feature, few tokens: whole weights are read here.
     state = trace.state_of(name)
     matrix = state[weight]
-    x, y = trace.inputs[name][:_CHECKED].to(matrix), trace.outputs[name][:_CHECKED]
+    x, y = x[:_CHECKED].to(matrix), y[:_CHECKED]
     offsets = [state[n] for n in own if n != weight]
     if len(offsets) > 1 or any(b.shape != y.shape[1:] for b in offsets):
         return None
@@ -84,14 +90,26 @@ def _linear_layout(trace: Trace, name: str, weight: str, own: dict[str, nn.Param
     return None
 
 
+def _seen_linear(layer: nn.Linear, x: Float[Tensor, "token d_in"], y: Float[Tensor, "token d_model"]) -> bool:
+    """Return whether the output is W x + b in the features looked at: the others follow, for the layer has no other code than that."""
+    step = max(1, y.shape[1] // _FEATURES)
+    rows = layer.weight.detach()[::step]
+    expected = x.to(rows).float() @ rows.float().T
+    if layer.bias is not None:
+        expected += layer.bias.detach()[::step].float()
+    rounding = torch.finfo(rows.dtype).eps  # of the output, where the layer multiplied in half precision
+    return same(expected.cpu().double(), y[:, ::step], tolerance=max(LINEAR, rounding))
+
+
 def _through_scale(trace: Trace, part: str) -> tuple[list[str], Tensor | None] | None:
     """If a module with the output of `part` scales tokens and features of what others put out, return these and the feature gain.
 
     The gain is None where all features are scaled alike.
     """
     for name in sorted(trace.outputs, key=lambda n: -n.count(".")):
-        x, y = trace.inputs.get(name), trace.outputs[name]
-        if x is None or x.shape != y.shape or same(x, y) or not same(y, trace.outputs[part]):
+        y = trace.outputs[name]
+        x = trace.taken_in(name) if same(y, trace.outputs[part]) else None
+        if x is None or x.shape != y.shape or same(x, y):
             continue
         gain = feature_gain(x, y)
         sources = _summed(trace, x, scale=name) if gain is not None else []
@@ -133,7 +151,8 @@ def _responding(trace: Trace, origin: str) -> tuple[tuple[str, Layout], ...]:
     state = trace.state_of(origin)
     u = torch.randn(trace.before.shape[2], generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     u = u / u.norm()
-    before = trace.outputs[origin]
+    # Reflections are told from rounding in float32 only.
+    before = rows_of(replay(module, call, state=state), len(u)) if trace.halves else trace.outputs[origin]
 
     def move(parameters: list[tuple[str, Layout]]) -> Tensor:
         edited = {n: _reflected(state[n], layout, u) for n, layout in parameters}

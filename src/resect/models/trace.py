@@ -1,5 +1,6 @@
 """One block under the probe: what each of its modules takes in and puts out, in float32."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -7,7 +8,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from resect.models.forward import Call, as_float32, first_tensor, float_state, recorded_calls, replay
+from resect.models.forward import (
+    Call,
+    as_float32,
+    first_tensor,
+    float_state,
+    half_linears,
+    half_products,
+    recorded_calls,
+    replay,
+    rerun,
+)
 
 ROWS = 2  # rows of tokens in a probe
 _EQUAL = 1e-6  # relative: the same numbers, up to the rounding of an identity
@@ -18,7 +29,8 @@ LINEAR = 1e-5  # relative: the same numbers computed in another order
 class Trace:
     """A block replayed in float32; streams and outputs in float64 on the CPU, names relative to the block.
 
-    `before` and `after` are the residual streams that go in and come out: one, but for blocks that keep several side by side.
+    `before` and `after` are the residual streams that go in and come out: one, but for blocks that keep several side by side. `output` is
+    all that the block put out. `halves` are the linear layers that multiplied in half precision; `state` has all other tensors in float32.
     """
 
     name: str
@@ -26,18 +38,30 @@ class Trace:
     before: Float[Tensor, "stream token d_model"]
     after: Float[Tensor, "stream token d_model"]
     calls: dict[str, Call] = field(repr=False)
-    inputs: dict[str, Tensor] = field(repr=False)
     outputs: dict[str, Tensor] = field(repr=False)
     state: dict[str, Tensor] = field(repr=False)
+    output: Any = field(repr=False)
+    halves: dict[str, nn.Linear] = field(repr=False)
 
-    def state_of(self, module: str) -> dict[str, Tensor]:
-        """Return the tensors of a module in float32, by their names in it; widened once for the whole block."""
-        own = self.block.get_submodule(module)
-        named = dict([*own.named_parameters(), *own.named_buffers()])
-        return {n: self.state[full] if (full := f"{module}.{n}") in self.state else as_float32(v) for n, v in named.items()}
+    def state_of(self, module: str, *, without: Iterable[str] = ()) -> dict[str, Tensor]:
+        """Return the tensors of a module in float32, by their names in it; `without` names modules of the block to leave out."""
+        own, left = self.block.get_submodule(module), tuple(f"{name}." for name in without)
+        named = {f"{module}.{n}": (n, v) for n, v in [*own.named_parameters(), *own.named_buffers()]}
+        return {n: self.state[full] if full in self.state else as_float32(v) for full, (n, v) in named.items() if not full.startswith(left)}
 
-    def frontiers(self) -> list[list[str]]:
-        """Return modules with an output of the stream's shape: the direct children, then one level deeper, down to the leaves.
+    def taken_in(self, module: str) -> Float[Tensor, "token d_in"] | None:
+        """Return the hidden states that went into a module, None if it takes none."""
+        call = self.calls[module]
+        return rows_of(call.hidden(), call.hidden().shape[-1]) if _has_hidden(call) else None
+
+    def replay(self, module: str, call: Call) -> Tensor:
+        """Return the main output of a module for another call of it, computed as in the trace."""
+        halves = [layer for name, layer in self.halves.items() if f"{name}.".startswith(f"{module}.")]
+        with half_products(halves):
+            return replay(self.block.get_submodule(module), call, state=self.state_of(module, without=self.halves))
+
+    def frontiers(self) -> Iterator[list[str]]:
+        """Yield modules with an output of the stream's shape: the direct children, then one level deeper, down to the leaves.
 
         A module without children stays on every level below its own. Of modules with equal outputs (dropout at evaluation) the first.
         """
@@ -49,7 +73,7 @@ class Trace:
             here = self._distinct(here)
             if here not in found:
                 found.append(here)
-        return found
+                yield here
 
     def _distinct(self, names: list[str]) -> list[str]:
         kept: list[str] = []
@@ -59,18 +83,22 @@ class Trace:
         return kept
 
 
-def trace_block(block: nn.Module, call: Call, *, name: str, d_model: int) -> Trace:
-    """Return what every module of the block takes in and puts out; modules that run more than once or not at all are left out."""
+def trace_block(block: nn.Module, call: Call, *, name: str, d_model: int, narrow: bool = False) -> Trace:
+    """Return what every module of the block takes in and puts out; modules that run more than once or not at all are left out.
+
+    `narrow` lets linear layers multiply in the checkpoint's half precision, which is several times cheaper. Their outputs are rounded
+    then, but what the block makes of the outputs is not, so that sums are told as exactly.
+    """
     modules = {n: m for n, m in block.named_modules() if n}
-    start, state = _streams(call.hidden().float(), d_model), float_state(block)
-    with recorded_calls(modules) as record:
-        output = replay(block, call, state=state)
+    halves = half_linears(block) if narrow else {}
+    start, state = _streams(call.hidden().float(), d_model), float_state(block, without=halves)
+    with half_products(halves.values()), recorded_calls(modules) as record:
+        output = rerun(block, call, state=state)
     tokens = start.shape[1]
     once = {n: runs[0] for n, runs in record.items() if len(runs) == 1}
     outputs = {n: rows_of(out, d_model) for n, (_, out) in once.items() if _is_stream(out, tokens, d_model)}
-    inputs = {n: rows_of(c.hidden(), c.hidden().shape[-1]) for n, (c, _) in once.items() if _has_hidden(c)}
     calls = {n: c for n, (c, _) in once.items()}
-    return Trace(name, block, start, _streams(output, d_model), calls, inputs, outputs, state)
+    return Trace(name, block, start, _streams(first_tensor(output), d_model), calls, outputs, state, output, halves)
 
 
 def mixes_tokens(trace: Trace, module: str) -> bool:
@@ -80,10 +108,9 @@ def mixes_tokens(trace: Trace, module: str) -> bool:
     moved = hidden.clone().float()
     rows = moved.reshape(-1, moved.shape[-1])
     rows[0] = rows[0].flip(0) * 1.5 + rows[-1]
-    own, state = trace.block.get_submodule(module), trace.state_of(module)
-    after = replay(own, call.with_hidden(rows.view(hidden.shape)), state=state)
+    after = trace.replay(module, call.with_hidden(rows.view(hidden.shape)))
     width = after.shape[-1]
-    before = trace.outputs[module] if module in trace.outputs else rows_of(replay(own, call, state=state), width)
+    before = trace.outputs[module] if module in trace.outputs else rows_of(trace.replay(module, call), width)
     return not same(rows_of(after, width)[1:], before[1:], tolerance=LINEAR)
 
 

@@ -4,8 +4,11 @@ Nothing here knows a module by its name. A short probe with random tokens record
 finds which outputs (with which coefficient) make up the block's output minus its input, and fresh tokens prove that nothing is missing.
 """
 
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from jaxtyping import Float
@@ -14,7 +17,7 @@ from torch import Tensor, nn
 from resect.errors import UserError
 from resect.layout import Layout
 from resect.models.decompose import Decomposition, decompositions
-from resect.models.forward import Call, model_inputs, recorded_calls, run_until
+from resect.models.forward import Call, first_tensor, half_linears, model_inputs, run_instead, with_first_tensor
 from resect.models.load import ChatModel
 from resect.models.producers import Source, producers
 from resect.models.trace import ROWS, Trace, mixes_tokens, trace_block
@@ -22,7 +25,7 @@ from resect.models.trace import ROWS, Trace, mixes_tokens, trace_block
 Kind = Literal["attention", "mlp", "embedding"]
 Structure = tuple[type[nn.Module], tuple[tuple[str, tuple[int, ...]], ...]]
 
-_TOKENS = 8  # in each of two rows: the first is fitted, the second is the proof; the time of the probe is proportional to it
+_TOKENS = 4  # in each of two rows: the first is fitted, the second is the proof; each token is d_model equations
 
 
 @dataclass(frozen=True)
@@ -58,8 +61,9 @@ def find_writers(model: ChatModel) -> tuple[Writer, ...]:
     """Return every residual writer of the text decoder, block by block, proven complete.
 
     For each block the sum over writers of coefficient * output equals output - input on tokens that took no part in the search, to a
-    relative error of `decompose.TOLERANCE`, and every writer's parameters reproduce an edit of its output. Computed in float32, block by
-    block, whatever the dtype of the checkpoint. The model is not changed.
+    relative error of `decompose.TOLERANCE`, and every writer's parameters reproduce an edit of its output. One forward pass shows all of
+    it: every block runs in float32, whatever the dtype of the checkpoint, but for the products of its linear layers. The model is not
+    changed.
 
     Raises:
         UserError: a block whose parts do not add up (naming the block and the gap), a writer whose parameters cannot be found, a
@@ -68,9 +72,25 @@ def find_writers(model: ChatModel) -> tuple[Writer, ...]:
     _check_weights(model)
     found: list[Writer] = []
     kinds: dict[Structure, Kind] = {}
-    for layer, (name, block, call) in enumerate(_block_calls(model)):
-        found += block_writers(name, block, call, layer=layer, d_model=model.d_model, kinds=kinds)
+
+    def proven(layer: int, call: Call) -> Any:
+        output, writers = _proven(model, layer, call, kinds)
+        found.extend(writers)
+        return with_first_tensor(output, first_tensor(output).to(call.hidden().dtype))
+
+    _run_blocks(model, proven)
     return tuple(found)
+
+
+def _proven(model: ChatModel, layer: int, call: Call, kinds: dict[Structure, Kind]) -> tuple[Any, tuple[Writer, ...]]:
+    """Return what a block puts out and its writers: in the cheap way if that proves them, else with every weight in float32."""
+    name, block = model.block_names[layer], model.blocks[layer]
+    if half_linears(block):
+        with suppress(UserError, RuntimeError):  # a block may mix its tensors with weights in ways that take float32 throughout
+            trace = trace_block(block, call, name=name, d_model=model.d_model, narrow=True)
+            return trace.output, decomposed(trace, layer=layer, kinds=kinds)[1]
+    trace = trace_block(block, call, name=name, d_model=model.d_model)
+    return trace.output, decomposed(trace, layer=layer, kinds=kinds)[1]
 
 
 def block_writers(
@@ -115,29 +135,40 @@ def _structure(module: nn.Module) -> Structure:
     return type(module), tuple((name, tuple(p.shape)) for name, p in module.named_parameters())
 
 
-def _block_calls(model: ChatModel) -> list[tuple[str, nn.Module, Call]]:
-    """Run the probe tokens once and return how each block was called."""
-    ids = probe_ids(model)
+def _run_blocks(model: ChatModel, act: Callable[[int, Call], Any]) -> None:
+    """Run the probe tokens once, with `act` in the place of each block's own code."""
+    runs = Counter[int]()
+
+    def counted(layer: int, call: Call) -> Any:
+        runs[layer] += 1
+        return act(layer, call)
+
+    _check_once(model, [sum(b is block for b in model.blocks) for block in model.blocks])
+    run_instead(model.network, model.blocks, probe_inputs(model), counted)
+    _check_once(model, [runs[layer] for layer in range(len(model.blocks))])
+
+
+def _check_once(model: ChatModel, runs: Sequence[int]) -> None:
+    for name, times in zip(model.block_names, runs, strict=True):
+        if times != 1:
+            raise UserError(f"Block {name} runs {times} times in one forward pass; only blocks that run once can be edited exactly.")
+
+
+def probe_inputs(model: ChatModel) -> dict[str, Any]:
+    """Return the keyword arguments of a forward pass over a few random ordinary tokens."""
+    ids = _probe_ids(model)
     ones = torch.ones_like(ids)
-    inputs = model_inputs(model.network, input_ids=ids, attention_mask=ones, position_ids=ones.cumsum(1) - 1)
-    blocks = dict(zip(model.block_names, model.blocks, strict=True))
-    with recorded_calls(blocks) as record:
-        run_until(model.network, model.blocks[-1], inputs, hooks={})
-    for name, calls in record.items():
-        # A block in two places is recorded under both names; the pass may have ended before its second run.
-        runs = len(calls) * sum(b is blocks[name] for b in model.blocks)
-        if runs != 1:
-            raise UserError(f"Block {name} runs {runs} times in one forward pass; only blocks that run once can be edited exactly.")
-    return [(name, blocks[name], calls[0][0]) for name, calls in record.items()]
+    return model_inputs(model.network, input_ids=ids, attention_mask=ones, position_ids=ones.cumsum(1) - 1)
 
 
-def probe_ids(model: ChatModel) -> Tensor:
-    """Return random ordinary tokens, [row, token]: those with a role (padding, image placeholders …) would change what runs."""
+def _probe_ids(model: ChatModel) -> Tensor:
+    """Return random tokens, [row, token], without those that have a role: padding, image placeholders and such would change what runs."""
     config = model.network.config.to_dict()
     roles = {v for k, v in config.items() if k.endswith(("token_id", "token_index")) and isinstance(v, int)}
     vocab = cast(nn.Embedding, model.network.get_input_embeddings()).weight.shape[0]
-    roles |= model.end_ids
-    allowed = torch.tensor([i for i in range(vocab) if i not in roles])
+    ordinary = torch.ones(vocab, dtype=torch.bool)
+    ordinary[[i for i in roles | model.end_ids if 0 <= i < vocab]] = False
+    allowed = ordinary.nonzero()[:, 0]
     picks = torch.randint(len(allowed), (ROWS, _TOKENS), generator=torch.Generator().manual_seed(0))
     return allowed[picks].to(model.device)
 

@@ -30,6 +30,9 @@ from resect.studies.materials import Materials
 
 QUANTITY = "predicted_gain"
 THRESHOLD = 1.0
+BACKWARD = 8
+"""A backward pass keeps what a forward pass lets go: it gets so many times fewer tokens."""
+
 LABELS = 8
 """Likeliest tokens whose log-probabilities are followed; the rest of the vocabulary adds little to the Fisher information."""
 
@@ -45,7 +48,7 @@ class Prediction:
 def predict(lab: Lab[SRAConfig], behaviour: Behaviour, plans: list[EditPlan]) -> tuple[Prediction, ...]:
     """Return the prediction for each plan at unit strength, from the validation prompts of the unedited model."""
     harmful, harmless = behaviour.harmful["validation"], behaviour.harmless["validation"]
-    tokens = max(1, lab.config.batch_tokens // 8)  # a backward pass keeps what a forward pass lets go
+    tokens = max(1, lab.config.batch_tokens // BACKWARD)
 
     count = min(LABELS, harmless.logprobs.shape[1])
 
