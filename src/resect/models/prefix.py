@@ -66,7 +66,8 @@ class Prefix:
 
         def note(_module: nn.Module, _args: Any, kwargs: dict[str, Any]) -> None:
             ids, mask = kwargs.get("input_ids"), kwargs.get("attention_mask")
-            known = ids is not None and mask is not None and not kwargs.get("use_cache")
-            self._now = (tuple(ids.shape), torch.stack([ids, mask]).cpu().numpy().tobytes()) if known else None
+            self._now = None
+            if ids is not None and mask is not None and not kwargs.get("use_cache"):
+                self._now = tuple(ids.shape), torch.stack([ids, mask]).cpu().numpy().tobytes()
 
         stack.callback(self.model.network.register_forward_pre_hook(note, with_kwargs=True).remove)
