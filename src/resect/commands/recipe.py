@@ -86,11 +86,11 @@ def run_recipe(
     as_json: bool = False,
 ) -> None:
     """Run the recipe's study into a folder; raises what the study's own command raises, and for a model of another architecture."""
-    sources = recipe.filled(given)
+    named = recipe.filled(given)
     settings = {**recipe.settings, **study.collect(None, pairs, {})}
     where: dict[str, Any] = {"out": out, "device": device, "trust_remote_code": trust_remote_code, "as_json": as_json}
     if recipe.study == "contrast":
-        contrast.run_study(contrast.ContrastSources(**sources), settings, **where, architecture=recipe.architecture)
+        contrast.run_study(contrast.ContrastSources(**named), settings, **where, architecture=recipe.architecture)
         return
-    lists = {name: tuple(sources.pop(name)) for name in ("atoms", "questions") if name in sources}
-    study.run_study(Sources(**sources, **lists), settings, **where, architecture=recipe.architecture)
+    named |= {name: tuple(named[name]) for name in ("atoms", "questions") if name in named}
+    study.run_study(Sources(**named), settings, **where, architecture=recipe.architecture)
