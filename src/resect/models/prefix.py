@@ -57,8 +57,10 @@ class Prefix:
         with ExitStack() as stack:
             self._watch(stack)
             for index, block in enumerate(self.model.blocks[:layer]):
+                # Models spread over devices have a forward of their own on each block.
+                own = vars(block).get("forward")
+                stack.callback(delattr, block, "forward") if own is None else stack.callback(setattr, block, "forward", own)
                 block.forward = stand_in(index, block.forward)
-                stack.callback(delattr, block, "forward")
             yield
 
     def _watch(self, stack: ExitStack) -> None:
