@@ -108,8 +108,12 @@ def desk(contrast_inputs, contrast_config, tmp_path_factory):
     return contrast.prepare(contrast_inputs, contrast_config(), Steps(tmp_path_factory.mktemp("desk")))
 
 
+FEW_ARMS = {"baselines": ["unmatched", "matched"], "variants": ["raw_norm", "random"], "pair_layers": 0}
+
+
 @pytest.fixture(scope="session")
-def contrasted(contrast_inputs, contrast_config, tmp_path_factory):
-    """The whole small contrast study, and its folder."""
-    folder = tmp_path_factory.mktemp("contrasted")
-    return contrast.run(contrast_inputs, contrast_config(), Steps(folder)), folder
+def contrasted(organism, contrast_config, tmp_path_factory):
+    """A whole contrast study of few arms: result, inputs, settings, folder."""
+    folder, config = tmp_path_factory.mktemp("contrasted"), contrast_config(**FEW_ARMS)
+    inputs = from_organism_contrast(organism, config=config)
+    return contrast.run(inputs, config, Steps(folder)), inputs, config, folder

@@ -47,15 +47,21 @@ def test_a_choice_among_single_layers_edits_one(contrasted):
         assert len(entry["chosen"]["single"]["layers"]) == 1
 
 
-def test_a_killed_run_goes_on_to_the_same_document(contrasted, contrast_inputs, contrast_config, tmp_path):
-    result, folder = contrasted
+def test_a_killed_run_goes_on_to_the_same_document(contrasted, tmp_path):
+    result, inputs, config, folder = contrasted
     shutil.copytree(folder, tmp_path / "run")
-    for pattern in ("test_unmatched_mean_difference*", "grid_matched_mean_difference.json", "curve_paired*", "matched.json", "audit.json"):
+    for pattern in (
+        "test_unmatched_mean_difference*",
+        "grid_matched_mean_difference.json",
+        "curve_matched_class*",
+        "matched.json",
+        "audit.json",
+    ):
         for path in (tmp_path / "run" / "steps").glob(pattern):
             path.unlink()
     (tmp_path / "run" / "activations" / "held_out.safetensors").unlink()
     ran = []
-    again = contrast.run(contrast_inputs, contrast_config(), Steps(tmp_path / "run", ran.append))
+    again = contrast.run(inputs, config, Steps(tmp_path / "run", ran.append))
     assert again.document == result.document
     assert {"grid_matched_mean_difference", "held_out", "audit"} <= set(ran)
     assert not any(name.startswith("choice") for name in ran)
@@ -64,8 +70,8 @@ def test_a_killed_run_goes_on_to_the_same_document(contrasted, contrast_inputs, 
 def test_no_response_to_a_harmful_prompt_is_kept(contrasted):
     """Steps hold verdicts; token ids only of the base's answers to harmless prompts and of the twin."""
     allowed = ("base_harmless_", "twin_test")
-    for path in (contrasted[1] / "steps").iterdir():
+    for path in (contrasted[3] / "steps").iterdir():
         if path.name.startswith(("test_", "read_", "choice_", "grid_", "curve_", "dose_")):
             assert '"text"' not in path.read_text()
             assert '"ids"' not in path.read_text()
-    assert any(path.name.startswith(allowed) for path in (contrasted[1] / "steps").iterdir())
+    assert any(path.name.startswith(allowed) for path in (contrasted[3] / "steps").iterdir())
