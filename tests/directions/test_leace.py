@@ -1,11 +1,16 @@
 """Concept erasure against its authors' implementation, and against the probes it must blind."""
 
+import warnings
+
 import pytest
 import torch
-from concept_erasure import LeaceFitter
 
 from resect.directions import Baseline, baselines, mean_of_differences
 from resect.directions.leace import leace, leace_classes
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", DeprecationWarning)  # it scripts a function with torch.jit as it is imported
+    from concept_erasure import LeaceFitter
 
 
 def sides(*, prompts=150, rows=200, width=12, seed=0, classes=3):
@@ -44,10 +49,13 @@ def test_it_is_the_erasure_of_its_authors(per_class):
 
 
 def accuracy(x, truth):
-    """Return the accuracy of least squares on class indicators, fitted and read on the same rows: no linear probe has an easier task."""
+    """Return the accuracy of least squares on class indicators, fitted and read on the same rows: no linear probe has an easier task.
+
+    What float32 directions leave by rounding is below the probe's tolerance.
+    """
     x = torch.cat([x, torch.ones(len(x), 1)], dim=1).double()
     z = torch.nn.functional.one_hot(truth).double()
-    return (x @ torch.linalg.lstsq(x, z).solution).argmax(1).eq(truth).double().mean()
+    return (x @ torch.linalg.pinv(x, rtol=1e-4) @ z).argmax(1).eq(truth).double().mean()
 
 
 @pytest.mark.parametrize("shrinkage", [0.0, 0.1, 1.0])

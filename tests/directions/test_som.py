@@ -6,7 +6,7 @@ import torch
 from minisom import MiniSom
 
 from resect.directions import Baseline, baselines
-from resect.directions.class_means import class_means
+from resect.directions.class_means import class_means, members
 from resect.directions.som import Grid, orthogonalised, som, som_svd
 from resect.errors import UserError
 
@@ -54,6 +54,9 @@ def test_the_basis_of_the_rows_changes_no_map():
     found = som(harmful, baseline, labels=labels, grid=QUICK, seed=5).vectors[0, 0].double()
     rows = (harmful.double() - baseline.subtrahends.double())[labels == 0, 0].numpy()
     plain = MiniSom(2, 2, 96, sigma=QUICK.sigma, learning_rate=QUICK.learning_rate, random_seed=5)
+    # MiniSom first draws weights that it then replaces, one number for every dimension: draw as many as a map in the rows' span does.
+    plain._random_generator = np.random.RandomState(5)
+    plain._random_generator.rand(2, 2, len(rows))
     plain.random_weights_init(rows)
     plain.train_random(rows, QUICK.iterations)
     hits = np.array([np.ravel_multi_index(plain.winner(row), (2, 2)) for row in rows])
@@ -91,9 +94,10 @@ def test_maps_report_progress_and_bad_classes_are_named():
     with pytest.raises(UserError, match=r"Only \d neurons of a map win prompts, and 4 winners"):
         som(harmful.mean(0).expand(60, 1, 24), baseline, labels=labels, grid=Grid(rows=2, columns=2, iterations=50, winners=4))
     for wrong, message in (
-        (labels[:5], "60 harmful prompts and 5 classes"),
         (labels * 2, "Class 1 of 3 has no harmful prompt"),
         (labels * 0, "All harmful prompts are of one class"),
     ):
         with pytest.raises(UserError, match=message):
             som(harmful, baseline, labels=wrong, grid=ONE)
+    with pytest.raises(UserError, match="60 harmful prompts and 5 classes"):
+        members(labels[:5], 60)

@@ -41,26 +41,17 @@ def test_without_shrinkage_it_separates_as_the_best_discriminant_does():
 
 
 def test_rows_weigh_what_is_subtracted_of_them():
-    """A matched baseline of unequal classes is the unmatched one with rows repeated."""
+    """A matched baseline of unequal classes has the covariances of its rows repeated, with the weight of as many rows as there are."""
     generator = torch.Generator().manual_seed(1)
     harmful, rows = torch.randn(6, 1, 5, generator=generator), torch.randn(3, 1, 5, generator=generator)
     matched = Baseline("matched", rows, baselines.matched(list("aabbbb"), list("aab")))
-    repeated = rows[[0, 1, 2, 2, 2, 2]]
-    torch.testing.assert_close(matched.shares, torch.tensor([1, 1, 4]).double() / 6)
-    for columns in (scatter.total, scatter.within):
-        b = columns(harmful, matched)[0]
-        expected = columns(harmful, Baseline("bulk", repeated, baselines.unmatched(6, 6)))[0]
-        # Three rows of six prompts keep the weight of three.
-        sides = torch.tensor([6 / 9, 3 / 9]) if columns is scatter.total else None
-        if sides is None:
-            h, r = (x[:, 0].double() - x[:, 0].double().mean(0) for x in (harmful, repeated))
-            torch.testing.assert_close(b.T @ b, (h.T @ h / 6 * 6 + r.T @ r / 6 * 3) / 9)
-        else:
-            x = torch.cat([harmful, repeated])[:, 0].double()
-            mass = torch.cat([sides[0].double().expand(6) / 6, sides[1].double().expand(6) / 6])
-            centred = x - mass @ x
-            torch.testing.assert_close(b.T @ b, centred.T @ (mass[:, None] * centred))
-        assert expected.shape[1] == 5
+    sides = [harmful[:, 0].double(), rows[[0, 1, 2, 2, 2, 2], 0].double()]
+    means = [x.mean(0) for x in sides]
+    both = (6 * means[0] + 3 * means[1]) / 9
+    for columns, centres in ((scatter.within, means), (scatter.total, [both, both])):
+        found = columns(harmful, matched)[0]
+        parts = [(x - m).T @ (x - m) / 6 for x, m in zip(sides, centres, strict=True)]
+        torch.testing.assert_close(found.T @ found, (6 * parts[0] + 3 * parts[1]) / 9)
 
 
 def test_solving_is_the_inverse_and_at_zero_the_pseudo_inverse():
