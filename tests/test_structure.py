@@ -23,6 +23,10 @@ TESTED_IN: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "cleaning/test_ridge.py": ("the control of the ridge", ("cleaning/random_atoms.py",)),
     "directions/test_mean_difference.py": ("the value that every method returns", ("directions/values.py",)),
+    "directions/test_bootstrap.py": ("what is resampled", ("directions/samples.py",)),
+    "directions/test_methods.py": ("the control, beside the real ones", ("directions/random.py",)),
+    "directions/test_som.py": ("a map with one neuron a class", ("directions/class_means.py",)),
+    "directions/test_whitened.py": ("the covariances that whitening solves with", ("directions/scatter.py",)),
     "edit/test_algebra.py": ("the table of axes that the algebra reads", ("layout.py",)),
     "edit/test_stream.py": (
         "one tensor and one file of a checkpoint, tested by streaming whole ones",

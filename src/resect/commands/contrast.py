@@ -7,7 +7,7 @@ from typing import Any
 
 from resect import artifacts
 from resect.commands import console
-from resect.commands.inputs import FILE, FORMAT, names_organism, needed, open_organism
+from resect.commands.inputs import FILE, FORMAT, check_architecture, names_organism, needed, open_organism
 from resect.config import ContrastConfig, make_contrast_config
 from resect.config.contrast import ORGANISM, QUICK
 from resect.errors import UserError
@@ -72,14 +72,17 @@ def run_study(
     device: str = "auto",
     trust_remote_code: bool = False,
     as_json: bool = False,
+    architecture: str | None = None,
 ) -> None:
-    """Run the study into a folder with its report, and show the table and the answers."""
+    """Run the study into a folder with its report, and show the table and the answers; `architecture` is what the model has to be."""
     config = resolve(sources, given, quick=quick)
     console.quiet_libraries()
     load = sources.prepare(config, device=device, trust_remote_code=trust_remote_code)
     with console.progress("contrast study", total=250) as step:
         step("loading")
-        result = run_contrast(load(), config, out, on_step=step)
+        inputs = load()
+        check_architecture(inputs.model, architecture)
+        result = run_contrast(inputs, config, out, on_step=step)
         sources.save(out)
         step("report")
         page = build_contrast_report(out)

@@ -111,6 +111,13 @@ def open_model(model: str, **load: Any) -> ChatModel:
     return open_organism(model).aligned() if names_organism(model) else load_model(model, **load)
 
 
+def check_architecture(model: ChatModel, wanted: str | None) -> None:
+    """Check that a model is of the architecture that a recipe is for; raises `UserError` if it is another."""
+    found = type(model.network).__name__
+    if wanted is not None and found != wanted:
+        raise UserError(f"The recipe is for {wanted} and the model is a {found}; give the model it is for, or write another recipe.")
+
+
 def needed(source: str | None, name: str) -> PromptSet:
     """Return the prompts of an option that must be given; raises `UserError` if it is not, or what `load_prompts` raises."""
     if source is None:

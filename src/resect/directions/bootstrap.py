@@ -57,28 +57,29 @@ class ErrorBars:
 def bootstrap(harmful: Float[Tensor, "prompt layer d_model"], baseline: Baseline, *, draws: int = DRAWS, seed: int = 0) -> ErrorBars:
     """Return the error bars of the mean difference; harmful prompts are resampled, harmless rows within their group, pairs together.
 
-    The error e of a draw is its difference from r. What counts is the angle at r between r and the truth r - e. Noise makes r longer
-    than the truth, so the angle between r and r + e would be too small in many dimensions; sin(angle) = |e without its part along r|/|r|
-    holds in few and in many. Draws are spread by sqrt(n / (n - 1)), which makes their variance unbiased.
+    The error e of a draw is its difference from r. Noise makes r longer than the truth, so draws around r itself would lie too near to it:
+    they are taken around m, r shortened to the length `signal`, and the angle is that between m and m + e, the signal's interval that of
+    |m + e|^2 - noise^2, turned about. Draws are spread by sqrt(n / (n - 1)), which makes their variance unbiased. Where rows vary in as
+    many dimensions as there are prompts, interval and cone are too wide rather than too narrow.
     """
     data = samples(harmful, baseline)
     errors = _draws(data, draws, seed) - data.whole
-    whole = data.whole[None].expand_as(errors)
-    squared = data.norms_squared(data.whole[None])
-    lengths, parallel = data.norms_squared(errors), data.products(errors, whole)
-    side = (lengths - parallel.square() / squared.clamp_min(1e-300)).clamp_min(0)
+    norm = data.norms_squared(data.whole[None]).sqrt()
+    lengths = data.norms_squared(errors)
+    parallel = data.products(errors, data.whole.expand_as(errors)) / norm.clamp_min(1e-150)
+    side = (lengths - parallel.square()).clamp_min(0)
     noise = lengths.mean(1)
-    surprise = 2 * parallel + lengths - noise[:, None]
-    power = squared[:, 0] - noise
-    tails = torch.quantile(surprise, _TAILS, dim=1)
-    angles = torch.rad2deg(torch.asin((side / squared.clamp_min(1e-300)).sqrt().clamp_max(1)))
+    power = norm[:, 0].square() - noise
+    signal = power.clamp_min(0).sqrt()
+    tails = torch.quantile(2 * signal[:, None] * parallel + lengths - noise[:, None], _TAILS, dim=1)
+    angles = torch.rad2deg(torch.atan2(side.sqrt(), signal[:, None] + parallel))
     low, middle, high, cone = torch.quantile(angles, torch.tensor([0.025, 0.5, 0.975, 0.95]).double(), dim=1)
     return ErrorBars(
         prompts=len(harmful),
-        norm=squared[:, 0].sqrt(),
+        norm=norm[:, 0],
         noise=noise.sqrt(),
         sideways=side.mean(1).sqrt(),
-        signal=power.clamp_min(0).sqrt(),
+        signal=signal,
         signal_low=(power - tails[1]).clamp_min(0).sqrt(),
         signal_high=(power - tails[0]).clamp_min(0).sqrt(),
         angle_low=low,

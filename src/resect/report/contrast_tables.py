@@ -88,7 +88,7 @@ def from_paper(run: ContrastRun) -> list[Beside]:
         Beside(
             f"1. Layers with R = 0: {names['unmatched', 'som']}",
             "Least weight at which none of the panel refuses, one layer edited at a time; efficiency is the fall of R per unit of KL.",
-            unmatched and _zero_layers(run, unmatched),
+            None if unmatched is None else _zero_layers(run, unmatched),
             Table(
                 ("layer", "least w", "KL", "efficiency"),
                 tuple(plain((str(a), f"{b:g}", number(c), f"{d:,}")) for a, b, c, d in paper.UNMATCHED),
@@ -97,13 +97,13 @@ def from_paper(run: ContrastRun) -> list[Beside]:
         Beside(
             f"2. R by layer and weight: {names['matched', 'som']}",
             "Refusals out of the panel, at the four layers with the lowest R.",
-            matched and _by_weight(run, matched),
+            None if matched is None else _by_weight(run, matched),
             Table(heads, tuple(plain((str(layer), *map(str, rs))) for layer, rs in paper.MATCHED.items())),
         ),
         Beside(
             f"3. R by layer and weight: {names['matched', 'som_svd']}",
             "As table 2, the directions made orthogonal by SVD.",
-            svd and _by_weight(run, svd),
+            None if svd is None else _by_weight(run, svd),
             Table(heads, tuple(plain((str(layer), *map(str, rs))) for layer, rs in paper.MATCHED_SVD.items())),
         ),
         Beside(

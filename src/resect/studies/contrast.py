@@ -129,9 +129,8 @@ def _document(desk: Desk, grids: dict[str, Any], chosen: dict[str, Any], results
     seed = desk.config.seed
     asked = pairs(desk.arms)
     compared = list(dict.fromkeys((a, b) for _, a, b in asked))
-    tests = [
-        row for place in PLACES for row in compare({name: found[place] for name, found in results.items()}, compared, place, seed=seed)
-    ]
+    by_place = {place: {name: found[place] for name, found in results.items()} for place in PLACES}
+    tests = [row for place, found in by_place.items() for row in compare(found, compared, place, seed=seed)]
     panel = len(desk.screen.panel)
     protocol = [protocol_verdict(a.name, grids[a.name], base=base, panel=panel) for a in desk.arms if a.variant in PAPER_VARIANTS]
     return {

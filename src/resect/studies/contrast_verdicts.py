@@ -53,9 +53,8 @@ def verdicts(tests: Sequence[Mapping[str, Any]], asked: Sequence[tuple[str, str,
         for place in ("any", "single") if compared else ():
             refusals, kl = ([found[place, measure, a, b] for a, b in compared] for measure in ("refusal_rate", "kl_tokens"))
             sentences = [_sentence(r, k, results) for r, k in zip(refusals, kl, strict=True)]
-            answers.append(
-                {"order": order, "question": question, "title": title, "place": place, **_count(refusals, kl), "sentences": sentences}
-            )
+            asked_here = {"order": order, "question": question, "title": title, "place": place}
+            answers.append({**asked_here, **_count(refusals, kl), "sentences": sentences})
     return answers
 
 
