@@ -3,10 +3,11 @@
     python benchmarks/capture.py                     # the last line is JSON, also kept in results/capture.json
 
 Two models, one thread: the shipped organism on its own prompts, and a random one of 34 million parameters on prompts of about 60 words.
-In every round capture, the bare pass and heretic take turns; ratios are of one round, and their median is reported. Capture and the bare pass
-swap places from round to round, and CPU seconds stand beside, for a machine that does other things, too. Against heretic rendering and tokenising count on both sides, against the bare pass on neither. The bare pass runs the network without its head, on the same
-batches. heretic runs as a program in its own environment (peer_environment.py), with the faster of two batch sizes, found before.
-What both capture is compared first. Memory is measured in a process each: the resident set at its peak, as Linux counts it.
+In every round capture, the bare pass and heretic take turns; ratios are of one round, and their median is reported. Capture and the bare
+pass swap places from round to round, and CPU seconds stand beside, for a machine that does other things, too. Against heretic rendering and
+tokenising count on both sides, against the bare pass on neither. The bare pass runs the network without its head, on the same batches.
+heretic runs as a program in its own environment (peer_environment.py), with the faster of two batch sizes, found before. What both capture
+is compared first. Memory is measured in a process each: the resident set at its peak, as Linux counts it.
 """
 
 import argparse
@@ -209,10 +210,8 @@ def main() -> None:
             report[case.name] = row
             print(f"{case.name}: {row['prompts']} prompts, {row['tokens']} tokens, {row['parameters'] / 1e6:.1f} million parameters")
             print("  prompts per second: " + ", ".join(f"{k} {v:g}" for k, v in row["prompts_per_second"].items()))
-            print(
-                f"  {row['over_peer']} x heretic, {row['over_bare']} x the bare pass ({row['over_bare_cpu']} by CPU time), {row['memory']['ratio']} x its memory",
-                flush=True,
-            )
+            print(f"  {row['over_peer']} x heretic, {row['over_bare']} x the bare pass ({row['over_bare_cpu']} by CPU seconds)")
+            print(f"  {row['memory']['ratio']} x the memory of the bare pass", flush=True)
     RESULTS.write_text(json.dumps(report, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     print(json.dumps(report))
 
