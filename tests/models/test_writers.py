@@ -1,12 +1,15 @@
 import pytest
 import torch
 from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from resect.edit.bake import bake
 from resect.edit.plan import make_plan
 from resect.errors import UserError
 from resect.models.decompose import TOLERANCE, added
 from resect.models.forward import first_tensor, recorded_calls
+from resect.models.live import Live
+from resect.models.load import wrap
 from resect.models.trace import trace_block
 from resect.models.writers import decomposed, find_writers
 
@@ -73,6 +76,43 @@ def test_half_precision_is_proven_in_float32_and_left_alone(tiny, name, dtype):
     assert all(w.error < TOLERANCE / 100 for w in writers)
     assert all(torch.equal(v, original[k]) for k, v in model.network.state_dict().items())
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.network.modules())
+
+
+def test_half_precision_weights_are_not_widened(tiny):
+    config = LlamaConfig(vocab_size=64, hidden_size=128, intermediate_size=4096, num_hidden_layers=2, num_attention_heads=4)
+    model = wrap(LlamaForCausalLM._from_config(config, dtype=torch.bfloat16), tiny("llama").tokenizer, name="wide")
+    with Live() as live:
+        assert len(find_writers(model)) == 4
+    assert live.peak < sum(p.nbytes for p in model.blocks[0].parameters())
+
+
+def test_a_block_that_takes_float32_throughout_gets_it(tiny):
+    model = tiny("llama")
+    model.network.to(torch.bfloat16)
+    mlp = model.blocks[1].mlp
+    mlp.forward = lambda x: torch.tanh(x @ mlp.up_proj.weight.T) @ mlp.down_proj.weight.T
+    writers = find_writers(model)
+    assert [p.name for p in writers[3].parameters] == ["model.layers.1.mlp.down_proj.weight"]
+    assert all(w.error < TOLERANCE / 100 for w in writers)
+    assert [("forward" in vars(m)) for m in (mlp, *model.blocks)] == [True, False, False]
+
+
+def code_of_its_own(layer):
+    layer.forward = lambda x: nn.functional.linear(x, layer.weight).tanh()
+
+
+def hook_of_its_own(layer):
+    layer.register_forward_hook(lambda _module, _args, output: output.tanh())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("change", [code_of_its_own, hook_of_its_own])
+def test_a_linear_layer_with_more_to_it_is_not_taken_for_linear(tiny, change, dtype):
+    model = tiny("llama")
+    change(model.blocks[1].mlp.down_proj)
+    model.network.to(dtype)
+    with pytest.raises(UserError, match=r"Module model\.layers\.1\.mlp.* writes to the residual stream, but no set"):
+        find_writers(model)
 
 
 @pytest.mark.parametrize("size", [1.0, 0.01])
