@@ -113,15 +113,13 @@ def _built(name: str) -> tuple[PreTrainedModel, str]:
     """Return network and kind if it is a decoder that runs on text alone.
 
     Raises:
-        NotBuilt: for half of an encoder-decoder, an encoder, or whatever building or running on text raises.
+        NotBuilt: for an encoder-decoder, an encoder, or whatever building or running on text raises.
     """
     fields = CONFIG_MAPPING[name].__dataclass_fields__
     if fields["is_encoder_decoder"].default:
         raise NotBuilt("an encoder-decoder")
-    if "is_decoder" in fields and {"add_cross_attention", "decoder_layers"} & set(fields):
-        raise NotBuilt("an encoder, or the decoder half of an encoder-decoder, which becomes a language model only on request")
-    if ("is_encoder" in fields and fields["is_encoder"].default) or ("attn_type" in fields and fields["attn_type"].default == "bi"):
-        raise NotBuilt("an encoder: attention looks both ways by default")
+    if "is_decoder" in fields and not fields["is_decoder"].default and "add_cross_attention" in fields:
+        raise NotBuilt("an encoder by default, which becomes a language model only on request")
     try:
         network, kind = families.build(name)
     except Exception as error:

@@ -119,7 +119,8 @@ def _pieces(skeleton: Skeleton, writers: Sequence[Writer], plan: EditPlan) -> tu
 
 def _check_dtype(skeleton: Skeleton, name: str) -> None:
     tensors = skeleton.checkpoint.tensors
-    stored = tuple(tensors[key] for key in skeleton.origins[name].keys) if name in skeleton.origins else ()
+    origin = skeleton.origin(name)
+    stored = tuple(tensors[key] for key in origin.keys) if origin is not None else ()
     if skeleton.quantised is not None:
         check_plain(skeleton.name, skeleton.quantised, parameter=name, stored=stored, keys=tensors)
     for tensor in stored:
