@@ -62,6 +62,7 @@ class Skeleton:
     @functools.cached_property
     def fingerprint(self) -> str:
         """The fingerprint of the loaded model (`load.fingerprint`); every tensor is read for it, one at a time."""
+
         def read(name: str) -> Tensor:
             value = self._made(name, self.checkpoint.read)
             return value.to(self.dtype) if value.is_floating_point() else value
