@@ -23,7 +23,7 @@ from resect.edit.save import describe, new_folder
 from resect.errors import UserError, missing_extra
 from resect.layout import OUTPUT_AXIS
 from resect.models.embeddings import tied_head
-from resect.models.load import ChatModel
+from resect.models.load import ChatModel, without_data
 from resect.models.writers import Writer, WriterParameter
 
 WEIGHTS = "adapter_model.safetensors"
@@ -133,6 +133,8 @@ def _wrapped(parts: list[_Part]) -> Iterator[tuple[_Part, int]]:
 def _part(model: ChatModel, described: WriterParameter, edit: WriterEdit, *, bare: bool) -> _Part:
     owner, _, leaf = described.name.rpartition(".")
     module, weight = model.network.get_submodule(owner), model.network.get_parameter(described.name).detach()
+    if weight.is_meta:
+        raise without_data(described.name)
     place = [name for name, _ in module.named_parameters(recurse=False)].index(leaf)
     if described.layout == "bias":
         return _Part(described.name, place, whole=True, factors=False, tensors={"bias": edited_weight(weight, "bias", edit)})
