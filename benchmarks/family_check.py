@@ -46,6 +46,7 @@ class Row:
     """What came out for one family. `status` is passed, failed, refused (by resect, with its reason) or not built."""
 
     name: str
+    recipe: str = ""
     kind: str = ""
     network: str = ""
     status: str = "passed"
@@ -70,7 +71,7 @@ class Case:
 
 def check(name: str) -> dict[str, Any]:
     """Return the row of a family; whatever goes wrong is in it, nothing is raised."""
-    row = Row(name)
+    row = Row(name, families.recipe(name))
     try:
         _check(row)
     except NotBuilt as error:
