@@ -70,8 +70,8 @@ def _introduction(ours: Row) -> list[str]:
         "# Architectures",
         "",
         "Written by `python benchmarks/coverage.py --peer`, which builds every causal and image-text-to-text family of the installed",
-        f"transformers ({ours['transformers']}) tiny and random, in float32, from its configuration class alone. There is no list of supported",
-        "models in the code: writers are found by a probe and proven, and what cannot be proven is refused by name.",
+        f"transformers ({ours['transformers']}) tiny and random, in float32, from its configuration class alone. There is no list of",
+        "supported models in the code: writers are found by a probe and proven, and what cannot be proven is refused by name.",
         "",
         f"**{ours['attempted']} families attempted, {ours['built']} built, {ours['passed']} passed everything ({share} of those built),"
         f" {ours['refused']} refused by name, {ours['failed']} failed.**",
@@ -79,10 +79,10 @@ def _introduction(ours: Row) -> list[str]:
         "Passed means: every block's writers add up to what it adds to the residual stream; logits under hooks, after baking and from",
         "the checkpoint edited on disk agree to 1e-5 (relative); after removing a random direction each block adds at most 1e-6 of what",
         "it added along it before, measured on the stream; the same edit again changes nothing; all other parameters are bitwise the same.",
-        f"For {ours['adapters']} of them a PEFT adapter gives the same logits too; the others say why there is none, and resect writes none.",
+        f"For {ours['adapters']} of them a PEFT adapter gives the same logits too; the others say why there is none.",
         "",
-        "Not built are encoder-decoders, encoders that become language models only on request, networks that need an image, and what the",
-        "configuration class itself does not build. A family that reads both ways or whose stream is normed after every sum is built, and refused.",
+        "Not built are encoder-decoders, encoders that become language models only on request, networks that need an image, and what",
+        "its configuration class does not build. Families that read both ways, or norm the stream after every sum, are built, and refused.",
         "",
         "Mixed means that the block weighs streams and writers anew at each token (several residual streams, scalar gates). What such a",
         "block adds is its output less what it carries over from its input; the edit removes the direction from that and leaves what is",
@@ -96,25 +96,24 @@ def _peer_caption(rows: Sequence[Row], versions: Mapping[str, str], peer: Mappin
     if not peer:
         return []
     tried = [row["name"] for row in rows if row["status"] != "not built" and row["name"] in peer]
-    edited = {s: [peer[n][s]["left_max"] for n in tried if peer[n][s]["status"] == "edited"] for s in SETTINGS}
-    clean = {s: sum(left <= 1e-3 for left in edited[s]) for s in SETTINGS}
-    foreign = sum(peer[n]["default"]["status"] in ("unknown to its transformers", "does not run without it") for n in tried)
+    strange = sum(peer[name]["default"]["status"] in ("unknown to its transformers", "does not run without it") for name in tried)
+    edited = {s: [peer[name][s]["left_max"] for name in tried if peer[name][s]["status"] == "edited"] for s in SETTINGS}
+    default, plain = (sum(left <= 1e-3 for left in edited[setting]) for setting in SETTINGS)
     trained = ", ".join(_left_by_peer(peer, "organism"))
     return [
         "## Beside heretic",
         "",
-        f"heretic-llm {versions['heretic-llm']} in an environment of its own (transformers {versions['transformers']}), as an outside program, on the",
-        f"same checkpoints with the same direction at weight 1 in every block. Of {len(tried)} families it could be tried on {len(tried) - foreign} (the",
-        f"others its transformers does not have or run) and edited {len(edited['default'])}. At most 1e-3 of the component is left in every block in",
-        f"{clean['default']} with its default, which restores the row norms of each weight and so puts part of the direction back, and in"
-        f" {clean['no_row_normalization']} without it.",
-        "A column gives the worst block: what it still adds along the direction, of what it added before, on equal inputs.",
+        f"heretic-llm {versions['heretic-llm']}, an outside program in its own environment (transformers {versions['transformers']}),",
+        f"on the same checkpoints with the same direction, at weight 1 in every block. Of {len(tried)} families {strange} are not known to",
+        f"its transformers or do not run in it; of the other {len(tried) - strange} it edited {len(edited['default'])}. A column gives its",
+        "worst block: what this still adds along the direction, of what it added before, on equal inputs. At most 1e-3 is left in",
+        f"every block of {default} families with its default, which gives each row of a weight its old norm and so puts part of the",
+        f"direction back, and of {plain} without that.",
         "",
-        "To read these columns fairly: heretic does not promise an exact removal. It searches strengths by layer and judges by refusals and",
-        "KL, it was asked here for one edit that it can make, and it passes no other test of this page because none was put to it.",
-        "Tiny random weights exaggerate what row norms put back: rows are short and the direction is a large part of them. On the",
-        f"shipped organism, whose weights are trained, the two columns are {trained}. A figure near 1 means that a writer was not",
-        "edited (fused experts, other names); one above 1, that the norms after it were not allowed for.",
+        "To read this fairly: heretic does not promise an exact removal. It searches for strengths by layer and judges by refusals and",
+        "KL; here it made one edit that it can make, and no other test of this page was put to it. Tiny random weights exaggerate",
+        "what row norms put back, for the direction is a large part of short rows. On the shipped organism, which is trained, the two",
+        f"columns are {trained}. Near 1 a writer was not edited (stacked experts, other names), or a norm behind it not allowed for.",
         "",
     ]
 

@@ -26,7 +26,6 @@ import peer_environment
 import torch
 from safetensors.torch import save_file
 
-
 RUNNER = Path(__file__).parent / "peer_coverage_runner.py"
 
 
