@@ -138,18 +138,19 @@ def _built(name: str) -> tuple[PreTrainedModel, str]:
     return network, kind
 
 
-def logits(network: torch.nn.Module) -> Tensor:
+def logits(network: PreTrainedModel) -> Tensor:
     """Return what the output head puts out for two rows of fixed tokens, [row, token, vocabulary]."""
     ids = torch.randint(20, 200, (2, 24), generator=torch.Generator().manual_seed(7))
     ones = torch.ones_like(ids)
     inputs = model_inputs(network, input_ids=ids, attention_mask=ones, position_ids=ones.cumsum(1) - 1)
-    head, found = network.get_output_embeddings(), []
+    head = network.get_output_embeddings()
     if head is None:
         with torch.no_grad():
             return network(**inputs).logits.double()
     # At the head: what llama4 does after it in transformers 5.24 fails on text alone.
-    run_until(network, head, inputs, hooks={head: found.append})
-    return found[0].double()
+    with recorded_calls({"head": head}) as record:
+        run_until(network, head, inputs, hooks={})
+    return record["head"][0][1].double()
 
 
 def _case(model: ChatModel, writers: tuple[Writer, ...]) -> Case:
