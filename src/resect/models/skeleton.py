@@ -218,8 +218,8 @@ def filled_outside(skeleton: Skeleton) -> Iterator[None]:
         stack.callback(lambda: [_emptied(skeleton, name, tables.get(name)) for name in done])
         fill(f"{name}.{own}".lstrip(".") for name, module in network.named_modules() if module is decoder for own in module.state_dict())
         # transformers asks a network for the device of its first parameter, and moves hidden states there.
-        holders = [name for name, module in network.named_modules() if any(part is decoder for part in module.modules())]
-        fill(next(n for n in skeleton.shapes if n.startswith(f"{name}.".lstrip("."))) for name in holders)
+        holders = {n: m for n, m in network.named_modules() if any(part is decoder for part in m.modules())}
+        fill(f"{name}.{next(iter(dict(module.named_parameters())))}".lstrip(".") for name, module in holders.items())
         for name, module in network.named_modules():
             own = [f"{name}.{n}".lstrip(".") for n in (*module._parameters, *module._buffers)]
             stack.callback(module.register_forward_pre_hook(lambda _module, _args, own=own: fill(own)).remove)
