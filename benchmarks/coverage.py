@@ -1,7 +1,7 @@
 """Which architectures resect can edit exactly: every family of the installed transformers, tiny and random.
 
     python benchmarks/coverage.py --jobs 2                 # everything; rewrites results/coverage.json and docs/architectures.md
-    python benchmarks/coverage.py --only qwen3 gemma3n     # some families, nothing is written
+    python benchmarks/coverage.py --only qwen3 gemma3n     # some families, nothing is written; with --over, over their rows
     python benchmarks/coverage.py --peer                   # the walk, then the peer tool on the same networks (peer_coverage.py)
 
 Needs timm for three families with its towers (pip install timm); without it they count as not built.
@@ -84,6 +84,7 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", metavar="NAME", choices=families.names())
+    parser.add_argument("--over", action="store_true", help="with --only: write these rows over those in the results")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=90, help="time limit of one family")
     parser.add_argument("--peer", action="store_true", help="measure the peer tool on the same families as well")
@@ -94,17 +95,18 @@ def main() -> None:
     transformers.utils.logging.disable_progress_bar()
     torch.set_num_threads(1)
     rows = walk(list(options.only or families.names()), jobs=options.jobs, seconds=options.seconds)
-    counts = summary(rows)
-    versions = {"transformers": transformers.__version__, "torch": torch.__version__}
-    if options.only is None:
-        coverage_page.OURS.parent.mkdir(exist_ok=True)
-        report = counts | versions | {"families": rows}
+    everything = rows
+    if options.only is None or options.over:
+        known = json.loads(coverage_page.OURS.read_text(encoding="utf-8"))["families"] if options.over else []
+        everything = list(({row["name"]: row for row in known} | {row["name"]: row for row in rows}).values())
+        versions = {"transformers": transformers.__version__, "torch": torch.__version__}
+        report = summary(everything) | versions | {"families": everything}
         coverage_page.OURS.write_text(json.dumps(report, indent=1, sort_keys=True) + "\n", encoding="utf-8")
         coverage_page.publish()
     print(coverage_page.table(rows))
     if options.peer:
         peer_coverage.compare(options.only, options.peer_venv)
-    print(json.dumps(counts, sort_keys=True))
+    print(json.dumps(summary(everything), sort_keys=True))
 
 
 if __name__ == "__main__":

@@ -90,9 +90,10 @@ def run_until(
 
     Of a block with several residual streams hooks get the mean of the streams, [row, token, d_model].
     """
-    shape, width = inputs["input_ids"].shape, network.config.get_text_config(decoder=True).hidden_size
+    shape = inputs["input_ids"].shape
 
     def observer(act: Callable[[Tensor], None]) -> Callable[..., None]:
+        width = network.config.get_text_config(decoder=True).hidden_size
         return lambda _module, _args, output: act(_mean_stream(first_tensor(output), width, shape))
 
     def stop(_module: nn.Module, _args: Any, _output: Any) -> None:
