@@ -1,8 +1,10 @@
 """Which architectures resect can edit exactly: every family of the installed transformers, tiny and random.
 
     python benchmarks/coverage.py --jobs 2                 # everything; rewrites results/coverage.json and docs/architectures.md
-    python benchmarks/coverage.py --only qwen3 gemma3n     # some families, nothing is written
+    python benchmarks/coverage.py --only qwen3 gemma3n     # some families, nothing is written; with --over, over their rows
+    python benchmarks/coverage.py --peer                   # the walk, then the peer tool on the same networks (peer_coverage.py)
 
+Needs timm for three families with its towers (pip install timm); without it they count as not built.
 Each family runs in a process of its own with a time and memory limit. Prints a table and counts, the last line is JSON.
 """
 
@@ -21,11 +23,11 @@ from typing import Any
 import coverage_page
 import families
 import family_check
+import peer_coverage
+import peer_environment
 import torch
 import transformers
 
-ROOT = Path(__file__).parents[1]
-RESULTS = Path(__file__).parent / "results" / "coverage.json"
 MEMORY = 6 << 30
 PROCESSES = get_context("fork")  # the libraries are imported once
 
@@ -68,7 +70,7 @@ def _row(name: str, process: Any, pipe: Connection, *, late: bool) -> dict[str, 
 
 
 def _lost(name: str, reason: str) -> dict[str, Any]:
-    return asdict(family_check.Row(name, status="failed", reason=reason))
+    return asdict(family_check.Row(name, families.recipe(name), status="failed", reason=reason))
 
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -82,22 +84,29 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", metavar="NAME", choices=families.names())
+    parser.add_argument("--over", action="store_true", help="with --only: write these rows over those in the results")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=90, help="time limit of one family")
+    parser.add_argument("--peer", action="store_true", help="measure the peer tool on the same families as well")
+    parser.add_argument("--peer-venv", type=Path, default=peer_environment.VENV)
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     torch.set_num_threads(1)
     rows = walk(list(options.only or families.names()), jobs=options.jobs, seconds=options.seconds)
-    counts = summary(rows)
-    versions = {"transformers": transformers.__version__, "torch": torch.__version__}
-    if options.only is None:
-        RESULTS.parent.mkdir(exist_ok=True)
-        RESULTS.write_text(json.dumps(counts | versions | {"families": rows}, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-        (ROOT / "docs" / "architectures.md").write_text(coverage_page.page(rows, counts, versions), encoding="utf-8")
+    everything = rows
+    if options.only is None or options.over:
+        known = json.loads(coverage_page.OURS.read_text(encoding="utf-8"))["families"] if options.over else []
+        everything = list(({row["name"]: row for row in known} | {row["name"]: row for row in rows}).values())
+        versions = {"transformers": transformers.__version__, "torch": torch.__version__}
+        report = summary(everything) | versions | {"families": everything}
+        coverage_page.OURS.write_text(json.dumps(report, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        coverage_page.publish()
     print(coverage_page.table(rows))
-    print(json.dumps(counts, sort_keys=True))
+    if options.peer:
+        peer_coverage.compare(options.only, options.peer_venv)
+    print(json.dumps(summary(everything), sort_keys=True))
 
 
 if __name__ == "__main__":

@@ -5,11 +5,14 @@
 
 Configurations are shrunk by the names of their fields (`CAPS`), towers and text side alike, so that sizes stay consistent; layers are
 chosen so that every kind of layer that the default configuration has is there. `CHANGES` is data for the families that need more.
+Three families (gemma3n, fast_vlm, perception_lm) have towers of timm, which brings torchvision and pillow: pip install timm.
 """
 
 import dataclasses
+import hashlib
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -62,6 +65,12 @@ _BASE = {f.name for f in dataclasses.fields(PreTrainedConfig)}
 def names() -> tuple[str, ...]:
     """Return every family, by its `model_type`."""
     return tuple(sorted({*CAUSAL, *IMAGE_TEXT}))
+
+
+def recipe(name: str) -> str:
+    """Return a digest of what a family is built from: this file and its own changes."""
+    source = Path(__file__).read_bytes() + repr(CHANGES.get(name)).encode()
+    return hashlib.sha256(source).hexdigest()[:16]
 
 
 def build(name: str, *, seed: int = 0) -> tuple[PreTrainedModel, Kind]:

@@ -7,11 +7,12 @@ _EXPERTS = {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts":
 _AXES = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}
 _PER_KIND = {kind: _AXES for kind in ("full_attention", "sliding_attention")}
 _INDEXER = {"indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 8, "indexer_budget": 8, "indexer_compress_ratio": 4}
+_TIMM = {"architecture": "test_vit", "model_args": {}}
 
 CHANGES: dict[str, dict[str, Any]] = {
     "cohere_compass": {"text_config": {"rope_parameters": _PER_KIND}},
     "cohere_compass_text": {"rope_parameters": _PER_KIND},
-    "deepseek_ocr2": {"text_config": {"mlp_layer_types": ["dense", "sparse"]}},
+    "deepseek_ocr2": {"text_config": {"mlp_layer_types": ["dense", "sparse"], "num_experts_per_tok": 2}},
     "diffusion_gemma": {"text_config": {"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 24}},
     "dots3_note": {"audio_config": {"adapter_input_size": 32, "downsample_hidden_size": 32}},
     "ernie4_5_vl_moe": {"text_config": {"head_dim": 16, "rope_parameters": _AXES | {"mrope_section": [2, 2, 4]}}},
@@ -21,7 +22,16 @@ CHANGES: dict[str, dict[str, Any]] = {
     "qwen4_exp": {"text_config": _INDEXER},
     "qwen4_exp_text": _INDEXER,
     "zamba": {"num_hidden_layers": 4, "layers_block_type": ["linear_attention", "hybrid", "linear_attention", "hybrid"]},
-    "apertus1p5": {"audio_config": {"codebook_dim": 32}},
+    "apertus1p5": {
+        "text_config": {"vocab_size": 448},
+        "vision_config": {"codebook_size": 64},
+        "audio_config": {"codebook_dim": 32, "codebook_size": 64},
+        "image_token_offset": 320,
+        "audio_token_offset": 384,
+    },
+    "fast_vlm": {"vision_config": _TIMM},
+    "gemma3n": {"vision_config": _TIMM},
+    "perception_lm": {"vision_config": _TIMM | {"model_args": {"embed_dim": 64, "img_size": [32, 32], "depth": 2}}},
     "chameleon": {"vocabulary_map": {"<image>": 7}},
     "dbrx": {
         "attn_config": {"kv_n_heads": 2, "clip_qkv": 8, "rope_theta": 1e4},

@@ -20,13 +20,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import coverage_page
+import families
 import peer_environment
 import torch
 from safetensors.torch import save_file
 
-OURS = Path(__file__).parent / "results" / "coverage.json"
-RESULTS = Path(__file__).parent / "results" / "peer_coverage.json"
-SETTINGS = ("default", "no_row_normalization")
 RUNNER = Path(__file__).parent / "peer_coverage_runner.py"
 
 
@@ -44,16 +43,16 @@ def measure(folders: Sequence[Path], python: Path, *, seconds: float = 60) -> di
 
 
 def measure_families(names: Sequence[str], python: Path, *, seconds: float = 60) -> dict[str, dict[str, Any]]:
-    """Return the same for families of families.py, by name; "not saved" are those whose checkpoint cannot be written."""
+    """Return the same for families of families.py, by name, with its recipe; "not saved" are those whose checkpoint cannot be written."""
     found: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as place:
         for name in names:
             try:
                 save_checkpoint(name, Path(place) / name)
             except Exception as error:  # noqa: BLE001 (a family that cannot be saved is a row of the table)
-                found[name] = {key: {"status": "not saved", "error": f"{type(error).__name__}: {error}"} for key in SETTINGS}
+                found[name] = {key: {"status": "not saved", "error": f"{type(error).__name__}: {error}"} for key in coverage_page.SETTINGS}
         found |= measure([Path(place) / name for name in names if name not in found], python, seconds=seconds)
-    return {name: found[name] for name in names}
+    return {name: found[name] | {"recipe": families.recipe(name)} for name in names}
 
 
 def save_checkpoint(name: str, folder: Path) -> Path:
@@ -72,7 +71,6 @@ def save_checkpoint(name: str, folder: Path) -> Path:
 
 
 def _save_family(name: str, folder: Path) -> None:
-    import families
     from transformers.utils import logging
 
     from resect.organism import words
@@ -84,26 +82,29 @@ def _save_family(name: str, folder: Path) -> None:
     make_tokenizer((*words.SPECIAL, *map(str, range(100)))).save_pretrained(folder)
 
 
-def table(ours: Sequence[Mapping[str, Any]], peer: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return the table: what resect leaves (`bake_left` of coverage.py), what heretic leaves with and without its row normalisation."""
-    resect = {row["name"]: f"{row['figures']['bake_left']:.1e}" if "bake_left" in row["figures"] else row["status"] for row in ours}
-    lines = [f"{'family':26} {'resect':>9} {'default':>9} {'no rows':>9}  edited by heretic, or why not"]
-    for name, settings in peer.items():
-        default, plain = (settings[s] for s in SETTINGS)
-        left = [f"{s['left_max']:.1e}" if s["status"] == "edited" else "-" for s in (default, plain)]
-        note = ", ".join(default["touched"]) if default["status"] == "edited" else f"{default['status']}: {default['error']}"
-        lines.append(f"{name:26} {resect.get(name, ''):>9} {left[0]:>9} {left[1]:>9}  {note}")
-    return "\n".join(lines)
-
-
 def summary(peer: Mapping[str, Mapping[str, Any]], *, removed: float = 1e-3) -> dict[str, Any]:
     """Return counts by setting: families tried, edited, and edited so that at most `removed` of the component is left in every block."""
     counts: dict[str, Any] = {"families": len(peer), "removed_means_at_most": removed}
-    for setting in SETTINGS:
+    for setting in coverage_page.SETTINGS:
         rows = [settings[setting] for settings in peer.values()]
         statuses = Counter(row["status"] for row in rows)
         removed_in = sum(row["status"] == "edited" and row["left_max"] <= removed for row in rows)
         counts[setting] = {"statuses": dict(sorted(statuses.items())), "removed": removed_in}
+    return counts
+
+
+def compare(only: Sequence[str] | None, place: Path, *, seconds: float = 60) -> dict[str, Any]:
+    """Measure the families that resect's walk built, or some of them over their rows; write results and page, return the counts."""
+    ours = json.loads(coverage_page.OURS.read_text(encoding="utf-8"))["families"] if coverage_page.OURS.is_file() else []
+    names = only or ["organism", *(row["name"] for row in ours if row["status"] != "not built")]
+    path = coverage_page.PEERS
+    known = json.loads(path.read_text(encoding="utf-8"))["families"] if only and path.is_file() else {}
+    peer = known | measure_families(names, peer_environment.ensure(place), seconds=seconds)
+    counts = summary(peer)
+    report = {"versions": peer_environment.record(place)["versions"], "summary": counts, "families": peer}
+    path.write_text(json.dumps(report, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    coverage_page.publish()
+    print(coverage_page.peer_table(ours, peer))
     return counts
 
 
@@ -114,15 +115,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60, help="time limit of one measurement")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
-    ours = json.loads(OURS.read_text(encoding="utf-8"))["families"] if OURS.is_file() else []
-    names = options.only or ["organism", *(row["name"] for row in ours if row["status"] != "not built")]
-    known = json.loads(RESULTS.read_text(encoding="utf-8"))["families"] if options.only and RESULTS.is_file() else {}
-    peer = known | measure_families(names, peer_environment.ensure(options.peer_venv), seconds=options.seconds)
-    counts = summary(peer)
-    report = {"versions": peer_environment.record(options.peer_venv)["versions"], "summary": counts, "families": peer}
-    RESULTS.write_text(json.dumps(report, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    print(table(ours, peer))
-    print(json.dumps(counts, sort_keys=True))
+    print(json.dumps(compare(options.only, options.peer_venv, seconds=options.seconds), sort_keys=True))
 
 
 if __name__ == "__main__":

@@ -30,6 +30,8 @@ DEEPSEEK |= {"layer_types": ["heavily_compressed_attention", "compressed_sparse_
 LATENT = {"num_key_value_heads": 4, "q_lora_rank": 8, "kv_lora_rank": 8, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8}
 LATENT |= {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "n_shared_experts": 1, "n_group": 1}
 LATENT |= {"topk_group": 1, "first_k_dense_replace": 1}
+FLAT = HYBRID | EXPERTS | {"shared_expert_intermediate_size": 16, "hc_lowrank": 8, "layer_types": ["linear_attention", "indexed_attention"]}
+FLAT |= {"indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 8, "indexer_budget": 8, "indexer_compress_ratio": 4}
 
 FAMILIES = (
     "qwen3",
@@ -100,6 +102,7 @@ def tiny_config(family):
         "gemma3n": lambda: t.Gemma3nTextConfig(**TEXT | GEMMA | GEMMA3N),
         "deepseek_v3": lambda: t.DeepseekV3Config(**TEXT | LATENT),
         "deepseek_v4": lambda: t.DeepseekV4Config(**TEXT | DEEPSEEK),
+        "qwen4_exp": lambda: t.Qwen4ExpTextConfig(**TEXT | FLAT),
         "qwen3_5_moe": lambda: t.Qwen3_5MoeTextConfig(**TEXT | HYBRID | EXPERTS, shared_expert_intermediate_size=16),
     }
     return configs[family]()

@@ -39,6 +39,17 @@ def test_rows_are_those_of_each_prompt_alone_under_any_padding_and_batch_size(ti
             assert float(((got.rows - rows).norm(dim=2) / rows.norm(dim=2)).max()) < 1e-5
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["deepseek_v4", "qwen4_exp"])
+def test_of_several_streams_a_row_is_the_mean(tiny, name):
+    """An axis after the tokens in one family, the features themselves in the other."""
+    model = tiny(name)
+    rendered = render(model.tokenizer, PROMPTS[:2])
+    last = torch.stack([reference(model, r).reshape(2, len(r.ids), 4, 32)[:, -1] for r in rendered])
+    assert float((last[:, :, 0] - last[:, :, 1]).norm()) > 1e-2
+    torch.testing.assert_close(capture(model, rendered, side="left").rows, last.mean(2), atol=1e-4, rtol=1e-4)
+
+
 def test_layers_in_the_order_asked_for_and_no_further(tiny):
     model = tiny("qwen3")
     rendered = render(model.tokenizer, PROMPTS)

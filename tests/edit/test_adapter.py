@@ -1,11 +1,12 @@
 import json
 import sys
+import warnings
 
 import peft
 import pytest
 import torch
 from safetensors import safe_open
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, MambaConfig
 
 from resect.edit.adapter import make_adapter, save_adapter, with_adapter
 from resect.edit.hooks import applied
@@ -13,6 +14,7 @@ from resect.edit.plan import EditPlan, joined, make_plan, removal_plan
 from resect.edit.save import save_edited
 from resect.errors import UserError
 from resect.models.embeddings import find_embeddings
+from resect.models.load import wrap
 from resect.models.writers import find_writers
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
@@ -98,8 +100,25 @@ def test_an_adapter_of_another_model_is_refused(tiny, tmp_path):
     model = tiny("qwen3")
     writers = find_writers(model)
     save_adapter(model, make_adapter(model, writers, plan_of(writers)), tmp_path / "adapter", card="")
-    with pytest.raises(UserError, match="PEFT cannot put the adapter"):
+    with pytest.raises(UserError, match="PEFT does not take the adapter for GPT2LMHeadModel"):
         with_adapter(tiny("gpt2"), tmp_path / "adapter")
+
+
+def test_an_adapter_that_peft_would_not_take_is_not_written(tiny, tmp_path):
+    config = MambaConfig(vocab_size=260, hidden_size=32, state_size=8, num_hidden_layers=2)
+    model = wrap(AutoModelForCausalLM.from_config(config), tiny("qwen3").tokenizer, name="mamba")
+    writers = find_writers(model)
+    with pytest.raises(UserError, match=r"PEFT does not take the adapter for MambaForCausalLM: .*out_proj.* save the edited model instead"):
+        save_adapter(model, make_adapter(model, writers, plan_of(writers)), tmp_path / "adapter", card="")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_factors_that_peft_only_warns_of_are_an_error(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(peft.PeftModel, "from_pretrained", lambda *_: warnings.warn("Found missing adapter keys while ...", stacklevel=2))
+    model = tiny("qwen3")
+    writers = find_writers(model)
+    with pytest.raises(UserError, match="does not take the adapter for Qwen3ForCausalLM: Found missing adapter keys"):
+        save_adapter(model, make_adapter(model, writers, plan_of(writers)), tmp_path / "adapter", card="")
 
 
 def test_half_precision_keeps_float32_factors(tiny, tmp_path):

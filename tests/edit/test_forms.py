@@ -2,11 +2,14 @@
 
 import pytest
 import torch
+from accelerate import dispatch_model
 
 from resect.edit.adapter import make_adapter, save_adapter, with_adapter
 from resect.edit.bake import bake
 from resect.edit.hooks import applied, applied_rows
 from resect.edit.plan import EditPlan, make_plan
+from resect.errors import UserError
+from resect.models.load import wrap
 from resect.models.writers import find_writers
 
 IDS = torch.randint(6, 260, (2, 12), generator=torch.Generator().manual_seed(5))
@@ -59,3 +62,47 @@ def test_twice_is_once_at_full_strength(tiny, family):
     bake(model, writers, plan)
     bake(model, writers, plan)
     assert distance(logits(model), once) <= TOLERANCE
+
+
+def spread(network, last, folder):
+    """Give accelerate the network: every part on the CPU, moved there by its hooks, but the last block and the norm after it on `last`."""
+    places = {"model.embed_tokens": "cpu", "model.rotary_emb": "cpu", "model.layers.0": "cpu", "lm_head": "cpu"}
+    places |= {"model.layers.1": last, "model.norm": last}
+    return dispatch_model(network, places, main_device="cpu", offload_dir=str(folder), force_hooks=True)
+
+
+@pytest.mark.parametrize("name", ["qwen3", "gemma2", "mixtral"])
+def test_a_network_spread_over_devices_is_found_hooked_and_baked_as_a_whole_one(tiny, name, tmp_path):
+    whole, model = tiny(name), tiny(name)
+    model = wrap(spread(model.network, "cpu", tmp_path), model.tokenizer, name=name)
+    writers, found = find_writers(whole), find_writers(model)
+    assert [(w.name, w.parameters, w.coefficient) for w in found] == [(w.name, w.parameters, w.coefficient) for w in writers]
+    plan = make_plan(found, VECTORS, torch.ones(2))
+    bake(whole, writers, plan)
+    with applied(model, found, plan):
+        assert distance(logits(model), logits(whole)) <= TOLERANCE
+    bake(model, found, plan)
+    assert distance(logits(model), logits(whole)) <= TOLERANCE
+
+
+def test_hooks_reach_weights_that_are_offloaded_and_all_that_reads_weights_is_refused(tiny, tmp_path):
+    model = tiny("qwen3")
+    writers = find_writers(model)
+    plan = make_plan(writers, VECTORS, torch.ones(2))
+    keeping = make_plan(writers, VECTORS, torch.ones(2), preserve="row")
+    with applied(model, writers, plan):
+        wanted = logits(model)
+    spread(model.network, "disk", tmp_path)
+    assert model.blocks[1].mlp.down_proj.weight.is_meta
+    with applied(model, writers, plan):
+        assert distance(logits(model), wanted) <= TOLERANCE
+    refused = {
+        "wrap": lambda: wrap(model.network, model.tokenizer, name="again"),
+        "find": lambda: find_writers(model),
+        "bake": lambda: bake(model, writers, plan),
+        "adapter": lambda: make_adapter(model, writers, plan),
+        "norms": lambda: applied(model, writers, keeping).__enter__(),
+    }
+    for action in refused.values():
+        with pytest.raises(UserError, match=r"Parameter model.layers.1.\S+ has no data .* load the whole model, .*resect apply"):
+            action()

@@ -2,7 +2,7 @@ import errno
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer, ShieldGemma2Config
 
 from resect.edit.bake import bake
 from resect.edit.plan import make_plan
@@ -33,6 +33,22 @@ def test_an_ordinary_folder_with_the_same_model(tiny, tmp_path, name):
     assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "out")), logits(model.network))
     assert AutoTokenizer.from_pretrained(tmp_path / "out").chat_template == model.tokenizer.chat_template
     assert load_model(tmp_path / "out", device="cpu").block_names == model.block_names
+
+
+def test_names_that_would_not_be_read_back_are_not_written(tiny, tmp_path):
+    """transformers gives this class the old names of another one, and loses nearly all of what it then reads."""
+    config = ShieldGemma2Config(**{k: v for k, v in tiny("gemma3_vl").network.config.to_dict().items() if k != "model_type"})
+    torch.manual_seed(0)
+    model = wrap(AutoModelForImageTextToText.from_config(config), tiny("gemma3_vl").tokenizer, name="")
+    save_edited(model, tmp_path / "out", card="")
+    assert load_model(tmp_path / "out", device="cpu").fingerprint == model.fingerprint
+
+
+def test_what_cannot_be_written_readably_is_refused(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr("resect.edit.save.unmade", lambda *_: ["model.norm.weight"])
+    with pytest.raises(UserError, match=r"cannot be saved so that it is read back: model.norm.weight would be lost"):
+        save_edited(tiny("qwen3"), tmp_path / "out", card="")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_processor_files_come_along_and_others_do_not(tiny, tmp_path):

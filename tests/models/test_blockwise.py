@@ -122,6 +122,15 @@ def test_a_block_that_a_later_one_depends_on_runs(deep, monkeypatch):
     assert tried == [1, 3]
 
 
+def test_a_network_that_does_not_run_without_its_weights_is_refused(deep, monkeypatch):
+    def broken(*_, **__):
+        raise RuntimeError("Tensor.item() cannot be called on meta tensors")
+
+    monkeypatch.setattr(blockwise, "_pass", broken)
+    with pytest.raises(UserError, match=r"cannot be run on text block by block \(Tensor.item\(\) .* load the whole model instead"):
+        skeleton_writers(open_skeleton(deep("llama", 2)))
+
+
 def test_a_block_whose_parts_do_not_add_up_is_refused_with_its_own_weights(deep):
     folder = deep("llama", 2)
     path = folder / "model.safetensors"

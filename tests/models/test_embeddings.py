@@ -58,6 +58,16 @@ def test_the_stream_itself_is_free_of_the_direction(tiny, family):
     assert share(model) > 0.02
 
 
+@pytest.mark.parametrize("name", ["deepseek_v4", "qwen4_exp"])
+def test_every_one_of_several_streams_starts_as_the_embedding(tiny, name):
+    model = tiny(name)
+    (found,) = find_embeddings(model)
+    assert found.coefficient == pytest.approx(1, abs=1e-6)
+    model.blocks[0].register_forward_pre_hook(lambda _, args: (args[0] + torch.arange(args[0].numel()).view(args[0].shape), *args[1:]))
+    with pytest.raises(UserError, match="no sum of embeddings"):
+        find_embeddings(model)
+
+
 def test_positions_are_a_table_of_their_own(tiny):
     assert [e.name for e in find_embeddings(tiny("gpt2"))] == ["transformer.wte", "transformer.wpe"]
 

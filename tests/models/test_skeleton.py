@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
+from safetensors.torch import load_file, save_file
 
 from resect.errors import UserError
 from resect.models import skeleton as skeletons
@@ -50,6 +51,32 @@ def test_a_parameter_that_nothing_makes_is_refused(folder):
 def test_tied_parameters_are_known(tiny, tmp_path):
     tiny("gemma3").network.save_pretrained(tmp_path)
     assert open_skeleton(tmp_path).shared == {"model.embed_tokens.weight", "lm_head.weight"}
+
+
+def test_a_tied_parameter_is_found_under_the_name_that_is_stored(tiny, tmp_path):
+    model = tiny("gemma3")
+    model.network.save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    stored = load_file(path)
+    stored["lm_head.weight"] = stored.pop("model.embed_tokens.weight")
+    save_file(stored, path, metadata={"format": "pt"})
+    skeleton = open_skeleton(tmp_path)
+    assert torch.equal(skeleton.value("model.embed_tokens.weight"), model.network.get_input_embeddings().weight)
+    assert skeleton.fingerprint == model.fingerprint
+
+
+def test_modules_outside_the_decoder_have_data_only_while_text_needs_them(tiny, tmp_path):
+    """The device of a network is that of its first parameter, which may belong to images."""
+    tiny("qwen3_vl").network.save_pretrained(tmp_path)
+    skeleton = open_skeleton(tmp_path)
+    vision = skeleton.network.model.visual
+    with filled_outside(skeleton):
+        assert skeleton.network.device.type == skeleton.network.model.device.type == "cpu"
+        assert vision.merger.norm.weight.is_meta
+        vision.merger.norm(torch.zeros(1, vision.merger.norm.weight.numel()))
+        assert not vision.merger.norm.weight.is_meta
+    assert all(p.is_meta for p in skeleton.network.parameters())
+    assert not any(module._forward_pre_hooks for module in skeleton.network.modules())
 
 
 def test_a_config_of_another_network_is_refused(folder):

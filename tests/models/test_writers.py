@@ -178,7 +178,7 @@ def test_blocks_that_weigh_each_feature_anew_are_refused(tiny):
         find_writers(model)
 
 
-@pytest.mark.parametrize(("name", "per_layer"), [("gemma3n", 4), ("deepseek_v4", 2)])
+@pytest.mark.parametrize(("name", "per_layer"), [("gemma3n", 4), ("deepseek_v4", 2), ("qwen4_exp", 2)])
 def test_several_residual_streams(tiny, name, per_layer):
     model = tiny(name)
     writers = find_writers(model)

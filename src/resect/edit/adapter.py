@@ -6,11 +6,13 @@ none: PEFT's own `bias="lora_only"` keeps its new values with the adapter, so sw
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
@@ -23,7 +25,8 @@ from resect.edit.save import describe, new_folder
 from resect.errors import UserError, missing_extra
 from resect.layout import OUTPUT_AXIS
 from resect.models.embeddings import tied_head
-from resect.models.load import ChatModel
+from resect.models.load import ChatModel, without_data
+from resect.models.source import first_line
 from resect.models.writers import Writer, WriterParameter
 
 WEIGHTS = "adapter_model.safetensors"
@@ -73,7 +76,8 @@ def save_adapter(model: ChatModel, adapter: Adapter, out: Path, *, card: str, pr
     """Write an ordinary PEFT adapter folder (factors as safetensors, `adapter_config.json`, proof, card), whole or not at all.
 
     Raises:
-        UserError: peft is not installed, or `out` exists and is not an empty folder or cannot be written.
+        UserError: peft is not installed, it does not take the adapter for a network of this class, or `out` exists and is not an empty
+            folder or cannot be written.
     """
     config = _peft().LoraConfig(
         r=adapter.rank,
@@ -89,7 +93,17 @@ def save_adapter(model: ChatModel, adapter: Adapter, out: Path, *, card: str, pr
     with new_folder(out) as folder:
         config.save_pretrained(folder)
         artifacts.save_tensors(folder / WEIGHTS, adapter.tensors, {"format": "pt"})
+        _check_taken(model, folder)
         describe(folder, card=card, proof=proof)
+
+
+def _check_taken(model: ChatModel, folder: Path) -> None:
+    """Let PEFT put the adapter on a network of the same class without data; raises `UserError` if it does not take all of it."""
+    with torch.device("meta"):
+        network = type(model.network)(deepcopy(model.network.config))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*copying from a non-meta parameter.*", category=UserWarning)
+        _wrapped_by_peft(network, folder)
 
 
 def with_adapter(model: ChatModel, folder: Path) -> ChatModel:
@@ -98,15 +112,21 @@ def with_adapter(model: ChatModel, folder: Path) -> ChatModel:
     Raises:
         UserError: peft is not installed, or it does not find every tensor of the adapter in the model.
     """
+    return replace(model, network=_wrapped_by_peft(model.network, folder).get_base_model())
+
+
+def _wrapped_by_peft(network: nn.Module, folder: Path) -> Any:
     with warnings.catch_warnings():
+        # PEFT only warns of factors that it leaves out, and the edit would be incomplete.
         warnings.filterwarnings("error", message=".*missing adapter keys.*")
         # PEFT reads an attribute that transformers renamed.
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
         try:
-            wrapped = cast(Any, _peft().PeftModel.from_pretrained(cast(Any, model.network), str(folder)))
+            return _peft().PeftModel.from_pretrained(network, str(folder))
         except (UserWarning, ValueError, RuntimeError, KeyError) as error:
-            raise UserError(f"PEFT cannot put the adapter in {folder} on this model: {str(error).splitlines()[0]}") from error
-    return replace(model, network=wrapped.get_base_model())
+            raise UserError(
+                f"PEFT does not take the adapter for {type(network).__name__}: {first_line(error)[:160]}; save the edited model instead."
+            ) from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,6 +153,8 @@ def _wrapped(parts: list[_Part]) -> Iterator[tuple[_Part, int]]:
 def _part(model: ChatModel, described: WriterParameter, edit: WriterEdit, *, bare: bool) -> _Part:
     owner, _, leaf = described.name.rpartition(".")
     module, weight = model.network.get_submodule(owner), model.network.get_parameter(described.name).detach()
+    if weight.is_meta:
+        raise without_data(described.name)
     place = [name for name, _ in module.named_parameters(recurse=False)].index(leaf)
     if described.layout == "bias":
         return _Part(described.name, place, whole=True, factors=False, tensors={"bias": edited_weight(weight, "bias", edit)})

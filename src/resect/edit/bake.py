@@ -12,7 +12,7 @@ from resect.edit.hooks import matched
 from resect.edit.plan import EditPlan, WriterEdit
 from resect.errors import UserError
 from resect.layout import OUTPUT_AXIS, Layout
-from resect.models.load import ChatModel
+from resect.models.load import ChatModel, without_data
 from resect.models.writers import Writer
 
 
@@ -105,7 +105,7 @@ def _work(model: ChatModel, writers: Sequence[Writer], plan: EditPlan) -> list[t
         for described in writer.parameters:
             parameter = model.network.get_parameter(described.name)
             if parameter.is_meta:
-                raise UserError(f"Parameter {described.name} has no data (offloaded, or on the meta device); load the whole model first.")
+                raise without_data(described.name)
             others = sorted(names[_place(parameter)] - {described.name})
             if others:
                 raise UserError(

@@ -11,7 +11,7 @@ from resect.edit.algebra import apply_to_weight, preserving_scales
 from resect.edit.plan import EditPlan, WriterEdit
 from resect.errors import UserError
 from resect.models.forward import Call, first_tensor, with_first_tensor
-from resect.models.load import ChatModel
+from resect.models.load import ChatModel, without_data
 from resect.models.writers import Writer
 
 
@@ -178,6 +178,8 @@ def _preserving(writer: Writer, edit: WriterEdit, module: nn.Module) -> tuple[Te
             f"The edit keeps {edit.preserve} norms, but writer {writer.name} is no single linear layer, and its outputs do not tell the "
             "norms of its weights; bake the edit instead."
         )
+    if own[weights[0].name].is_meta:
+        raise without_data(weights[0].name)
     if any(isinstance(hook, _OutputEdit) for hook in module._forward_hooks.values()):
         raise UserError(f"Writer {writer.name} is edited already, and an edit that keeps {edit.preserve} norms reads unedited weights.")
     factors: dict[str, Any] = {"u": edit.u, "c": edit.c, "gamma": edit.gamma, "preserve": edit.preserve}

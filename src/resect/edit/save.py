@@ -12,6 +12,8 @@ from safetensors import SafetensorError
 from resect import artifacts
 from resect.edit.proof import FILE
 from resect.errors import UserError
+from resect.models.checkpoint import open_checkpoint
+from resect.models.keys import unmade
 from resect.models.load import ChatModel
 
 log = logging.getLogger(__name__)
@@ -73,6 +75,15 @@ def check_free(out: Path) -> None:
 
 def _write(model: ChatModel, folder: Path) -> None:
     model.network.save_pretrained(folder)
+    if unmade(model.network, open_checkpoint(folder).tensors):
+        # The names of older checkpoints, which transformers writes where it knows them, are not always those that it reads.
+        model.network.save_pretrained(folder, save_original_format=False)
+    lost = unmade(model.network, open_checkpoint(folder).tensors)
+    if lost:
+        raise UserError(
+            f"{type(model.network).__name__} cannot be saved so that it is read back: {lost[0]} would be lost ({len(lost)} in all); save "
+            "the edit as an adapter instead."
+        )
     model.tokenizer.save_pretrained(folder)
     source = Path(model.name)
     if source.is_dir():

@@ -18,17 +18,17 @@ from resect import artifacts
 from resect.edit.bake import BakeReport, ParameterChange, Untouched
 from resect.edit.hooks import matched
 from resect.edit.pieces import Measured, Piece
-from resect.edit.plan import EditPlan
+from resect.edit.plan import EditPlan, WriterEdit
 from resect.edit.proof import FILE
 from resect.edit.save import check_free
 from resect.edit.shards import reads_back, rewrite, settle
 from resect.errors import UserError
 from resect.models.blockwise import skeleton_writers
 from resect.models.checkpoint import INDEX, PLAIN, Shard, file_in
-from resect.models.keys import stored_layout
+from resect.models.keys import stored_parts
 from resect.models.quantised import check_plain
 from resect.models.skeleton import SIDE_FILES, Skeleton, open_skeleton
-from resect.models.writers import Writer
+from resect.models.writers import Writer, WriterParameter
 
 FORMAT = "resect.stream/1"
 JOB, JOURNAL = "job.json", ".resect"
@@ -114,17 +114,27 @@ def _pieces(skeleton: Skeleton, writers: Sequence[Writer], plan: EditPlan) -> tu
                     "change as well; apply the edit by hooks."
                 )
             _check_dtype(skeleton, described.name)
-            stored = skeleton.stored(described.name)
-            origin, shape = skeleton.origins[described.name], skeleton.shapes[described.name]
-            shapes = {tensor.key: tensor.shape for tensor in stored}
-            layout = stored_layout(origin, described.layout, name=described.name, shape=shape, stored=shapes)
-            pieces += [Piece(tensor, layout, edit, described.name) for tensor in stored]
+            pieces += _pieces_of(skeleton, described, edit)
     return tuple(pieces)
+
+
+def _pieces_of(skeleton: Skeleton, described: WriterParameter, edit: WriterEdit) -> list[Piece]:
+    name, stored = described.name, {tensor.key: tensor for tensor in skeleton.stored(described.name)}
+    layout, keys = stored_parts(
+        skeleton.origins[name],
+        described.layout,
+        name=name,
+        shape=skeleton.shapes[name],
+        stored={key: tensor.shape for key, tensor in stored.items()},
+        config=skeleton.network.config,
+    )
+    return [Piece(stored[key], layout, edit, name) for key in keys]
 
 
 def _check_dtype(skeleton: Skeleton, name: str) -> None:
     tensors = skeleton.checkpoint.tensors
-    stored = tuple(tensors[key] for key in skeleton.origins[name].keys) if name in skeleton.origins else ()
+    origin = skeleton.origin(name)
+    stored = tuple(tensors[key] for key in origin.keys) if origin is not None else ()
     if skeleton.quantised is not None:
         check_plain(skeleton.name, skeleton.quantised, parameter=name, stored=stored, keys=tensors)
     for tensor in stored:

@@ -15,10 +15,12 @@ from torch import Tensor, nn
 from resect.errors import UserError
 from resect.models.forward import Call, model_inputs, with_first_tensor
 from resect.models.skeleton import Skeleton, filled, filled_outside
+from resect.models.source import first_line
 from resect.models.trace import same
 from resect.models.writers import Writer, block_writers
 
 _ROWS, _TOKENS = 2, 16
+_CANNOT_RUN = (KeyError, IndexError, AttributeError, TypeError, ValueError, RuntimeError)
 _POSITION = ("layer_idx", "layer_id", "layer_index", "layer_number")  # of a block among its like: no part of its structure
 
 
@@ -109,8 +111,14 @@ def _calls(skeleton: Skeleton) -> list[Call]:
     with filled_outside(skeleton):
         try:
             calls = _pass(skeleton, running={0})
-        except (KeyError, IndexError, AttributeError, TypeError, ValueError, RuntimeError):
-            calls = _pass(skeleton, running=set(range(len(skeleton.blocks))))
+        except _CANNOT_RUN:
+            try:
+                calls = _pass(skeleton, running=set(range(len(skeleton.blocks))))
+            except _CANNOT_RUN as error:
+                raise UserError(
+                    f"The network of {skeleton.name} cannot be run on text block by block ({first_line(error)}), so its writers cannot be "
+                    "proven without loading it; load the whole model instead."
+                ) from error
     for name, runs in zip(skeleton.block_names, calls, strict=True):
         if len(runs) != 1:
             raise UserError(f"Block {name} runs {len(runs)} times in one forward pass; only blocks that run once can be edited exactly.")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from resect.errors import UserError
 from resect.models.decompose import TOLERANCE
-from resect.models.forward import recorded_calls, run_until
+from resect.models.forward import recorded_calls, run_until, streams
 from resect.models.load import ChatModel
 from resect.models.writers import Writer, WriterParameter, probe_inputs
 
@@ -83,15 +83,14 @@ def _writer(model: ChatModel, name: str, coefficient: float, gap: float) -> Writ
 
 
 def _probe(model: ChatModel) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return the input of block 0 and what each embedding module put out, [row, token, d_model]."""
+    """Return the input of block 0 and what each embedding module put out, [stream, row, token, d_model]."""
     inputs = probe_inputs(model)
     modules: dict[str, nn.Module] = {name: model.network.get_submodule(name) for name in embedding_names(model)}
     with recorded_calls({**modules, "": model.blocks[0]}) as record:
         run_until(model.network, model.blocks[0], inputs, hooks={})
-    stream = record[""][0][0].hidden().double().cpu()
+    stream = streams(record[""][0][0].hidden().double().cpu(), model.d_model, inputs["input_ids"].shape)
     found = {name: record[name][0][1].double().cpu() for name in modules if len(record[name]) == 1}
-    shape = (*inputs["input_ids"].shape, model.d_model)
-    return stream, {n: out.expand(shape) for n, out in found.items() if out.shape[-1] == model.d_model}
+    return stream, {n: out.expand(stream.shape) for n, out in found.items() if out.shape[-1] == model.d_model}
 
 
 def _fit(stream: Tensor, outputs: Mapping[str, Tensor]) -> dict[str, float]:

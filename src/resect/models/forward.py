@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from typing import Any, TypeGuard
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
+from transformers import PreTrainedModel
 
 from resect.errors import UserError
 
@@ -84,7 +86,7 @@ def _arguments(kind: type[nn.Module]) -> frozenset[str]:
 
 
 def run_until(
-    network: nn.Module, last: nn.Module, inputs: Mapping[str, Any], *, hooks: Mapping[nn.Module, Callable[[Tensor], None]]
+    network: PreTrainedModel, last: nn.Module, inputs: Mapping[str, Any], *, hooks: Mapping[nn.Module, Callable[[Tensor], None]]
 ) -> None:
     """Run the network up to and including block `last`; each hook gets the output of its block. No logits are computed.
 
@@ -93,7 +95,8 @@ def run_until(
     shape = inputs["input_ids"].shape
 
     def observer(act: Callable[[Tensor], None]) -> Callable[..., None]:
-        return lambda _module, _args, output: act(_one_stream(first_tensor(output), shape))
+        width = network.config.get_text_config(decoder=True).hidden_size
+        return lambda _module, _args, output: act(_mean_stream(first_tensor(output), width, shape))
 
     def stop(_module: nn.Module, _args: Any, _output: Any) -> None:
         raise _Stop
@@ -212,10 +215,21 @@ def is_plain_linear(module: nn.Module) -> TypeGuard[nn.Linear]:
     return type(module) is nn.Linear and "forward" not in vars(module) and not module._forward_hooks and not module._forward_pre_hooks
 
 
-def _one_stream(hidden: Tensor, shape: torch.Size) -> Tensor:
-    if hidden.ndim == 3:
-        return hidden
-    return hidden.mean(0 if hidden.shape[1:3] == shape else 2)
+def streams(hidden: Tensor, width: int, shape: Sequence[int]) -> Float[Tensor, "stream *rest width"]:
+    """Return hidden states as one or several residual streams; `shape` is that of the tokens, or its first number.
+
+    Several are an axis before the rows or after the tokens, or lie side by side in the features.
+    """
+    if hidden.ndim == 3 and hidden.shape[2] > width and hidden.shape[2] % width == 0:
+        hidden = hidden.unflatten(2, (-1, width))
+    if hidden.ndim < 4:
+        return hidden[None]
+    return hidden if hidden.shape[1 : 1 + len(shape)] == tuple(shape) else hidden.movedim(2, 0)
+
+
+def _mean_stream(hidden: Tensor, width: int, shape: Sequence[int]) -> Tensor:
+    found = streams(hidden, width, shape)
+    return found[0] if len(found) == 1 else found.mean(0)
 
 
 def float_state(module: nn.Module, *, without: Iterable[str] = ()) -> dict[str, Tensor]:

@@ -5,15 +5,14 @@ read backwards, to find the stored tensors behind a parameter and which axis of 
 from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
-    Concatenate,
-    MergeModulelist,
-    Transpose,
     WeightConverter,
     WeightRenaming,
     dot_natural_key,
@@ -24,6 +23,8 @@ from resect.errors import UserError
 from resect.layout import LAYOUT_OF, OUTPUT_AXIS, Layout
 
 Shape = tuple[int, ...]
+
+_SMALL = (2, 3, 5, 7)  # axes that can be told apart by their lengths
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Origin:
         """Return the keys on disk."""
         return tuple(key for _, key in self.sources)
 
-    def make(self, name: str, network: PreTrainedModel, read: Callable[[str], Tensor]) -> Tensor:
+    def make(self, name: str, network: "PreTrainedModel | _StandIn", read: Callable[[str], Tensor]) -> Tensor:
         """Return parameter `name`, made as transformers makes it from the tensors that `read` returns."""
         if self.rule is None:
             return read(self.keys[0])
@@ -53,6 +54,17 @@ class Origin:
         made: Mapping[str, Any] = rule.convert(self.first, model=network, config=network.config)
         value = made[name]
         return value[0] if isinstance(value, list) else value
+
+
+@dataclass(frozen=True)
+class _StandIn:
+    """What a loading rule may ask a network for."""
+
+    config: Any
+    parameter: Tensor
+
+    def get_parameter(self, _name: str) -> Tensor:
+        return self.parameter
 
 
 @dataclass(frozen=True)
@@ -91,42 +103,65 @@ def origins(network: PreTrainedModel, keys: Iterable[str]) -> dict[str, Origin]:
     return found
 
 
+def unmade(network: PreTrainedModel, keys: Iterable[str]) -> list[str]:
+    """Return the parameters that no stored tensor would be read into; of tied ones one is enough."""
+    found, named = origins(network, keys), list(network.named_parameters(remove_duplicate=False))
+    made = {id(parameter) for name, parameter in named if name in found}
+    return [name for name, parameter in named if id(parameter) not in made]
+
+
 def _outcomes(rule: WeightConverter, first: str) -> list[str]:
     start = rule.target_patterns[0]
     return [first.replace(start, target, 1) for target in rule.target_patterns]
 
 
-def stored_layout(origin: Origin, layout: Layout, *, name: str, shape: Shape, stored: Mapping[str, Shape]) -> Layout:
-    """Return the layout of the stored tensors behind parameter `name` of a layout and shape; `stored` are their shapes.
+def stored_parts(
+    origin: Origin, layout: Layout, *, name: str, shape: Shape, stored: Mapping[str, Shape], config: Any
+) -> tuple[Layout, tuple[str, ...]]:
+    """Return the layout of the stored tensors that parameter `name` of a layout and shape is made of, and which of the origin's they are.
+
+    `stored` are the shapes of the origin's tensors. A loading rule is followed by running it on numbers that say where they come from.
 
     Raises:
-        UserError: for a rule that does more than stack, join along another axis or transpose.
+        UserError: if the outputs lie along no one axis of the stored tensors, or if one of these goes into other parameters as well.
     """
     axis, d_model = OUTPUT_AXIS[layout], shape[OUTPUT_AXIS[layout]]
     first = stored[origin.keys[0]]
-    for operation in reversed(origin.rule.operations if origin.rule else []):
-        axis = _axis_before(operation, axis, name=name, same_shape=first == shape)
-    found = LAYOUT_OF.get((len(first), axis))
-    if found is None or any(len(s) != len(first) or s[axis] != d_model for s in stored.values()):
-        shapes = ", ".join(sorted({str(s) for s in stored.values()})[:3])
-        raise UserError(
-            f"Parameter {name} has {d_model} outputs, and they are not found in its stored tensors of shape {shapes}; save the "
-            "checkpoint again with a current transformers first, as it lies it cannot be edited."
-        )
-    return found
-
-
-def _axis_before(operation: object, axis: int, *, name: str, same_shape: bool) -> int:
-    """Return where the axis was before one operation of a loading rule."""
-    if isinstance(operation, MergeModulelist) and axis != operation.dim:
-        return axis - (axis > operation.dim)
-    if isinstance(operation, Concatenate) and axis != operation.dim:
-        return axis
-    if isinstance(operation, Transpose):
-        if operation.check_dims and same_shape:
-            return axis
-        return {operation.dim0: operation.dim1, operation.dim1: operation.dim0}.get(axis, axis)
+    for stored_axis, length in enumerate(first):
+        found = LAYOUT_OF.get((len(first), stored_axis))
+        if length != d_model or found is None:
+            continue
+        if origin.rule is None:
+            keys = origin.keys if stored_axis == axis else ()
+        else:
+            keys = _traced(origin, stored_axis, axis, name=name, shape=shape, stored=stored, config=config)
+        if keys:
+            return found, keys
+    rule = " + ".join(type(operation).__name__ for operation in origin.rule.operations) if origin.rule else "renaming"
     raise UserError(
-        f"Parameter {name} is made by {type(operation).__name__} when the checkpoint is loaded, and an edit cannot be traced back through "
-        "that; save the checkpoint again with a current transformers first."
+        f"Parameter {name} has {d_model} outputs, and they are not found in its stored tensors of shape "
+        f"{', '.join(sorted({str(s) for s in stored.values()})[:3])} (loaded by {rule}); save the checkpoint again with a current "
+        "transformers first, as it lies it cannot be edited."
     )
+
+
+def _traced(
+    origin: Origin, stored_axis: int, axis: int, *, name: str, shape: Shape, stored: Mapping[str, Shape], config: Any
+) -> tuple[str, ...]:
+    """Return the keys that a parameter is made of if `stored_axis` of each becomes its `axis` and nothing of them goes elsewhere."""
+    small = {key: _SMALL[: len(size)] for key, size in stored.items()}
+    if len(set(small.values())) > 1:
+        return ()
+    like = small[origin.keys[0]]
+    # Some rules turn a tensor only if it has not the shape of the parameter.
+    network = _StandIn(config, torch.empty(like if stored[origin.keys[0]] == shape else ()))
+    length = like[stored_axis]
+    places = torch.arange(length).view([length if k == stored_axis else 1 for k in range(len(like))]).expand(like)
+    try:
+        made = origin.make(name, network, lambda key: origin.keys.index(key) * length + places).movedim(axis, -1)
+    except (RuntimeError, ValueError, KeyError, IndexError):
+        return ()
+    if made.shape[-1] != length or not torch.equal(made % length, torch.arange(length).expand(made.shape)):
+        return ()
+    used = tuple(origin.keys[i] for i in (made[..., 0] // length).unique().tolist())
+    return used if made.numel() == len(used) * prod(like) else ()

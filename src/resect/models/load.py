@@ -50,7 +50,9 @@ class ChatModel:
 
     @property
     def device(self) -> torch.device:
-        """Where token ids go in."""
+        """Where token ids go in; raises `UserError` if the weights are offloaded."""
+        if self.network.device.type == "meta":
+            raise without_data(next(name for name, _ in self.network.named_parameters()))
         return self.network.device
 
     @property
@@ -108,7 +110,7 @@ def wrap(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, name: 
     """Return a model that is in memory already as a `ChatModel`; it is put in evaluation mode and its gradients are switched off.
 
     Raises:
-        UserError: no chat template, decoder blocks that cannot be told, or NaN or infinity in a parameter.
+        UserError: no chat template, decoder blocks that cannot be told, or NaN, infinity or no data in a parameter.
     """
     chat_template(tokenizer)
     block_names = find_blocks(network)
@@ -181,9 +183,11 @@ def check_finite(network: nn.Module, *, name: str) -> None:
     """Check every floating-point parameter.
 
     Raises:
-        UserError: naming the first parameter with NaN or infinity in it and how many of its values are.
+        UserError: naming the first parameter with NaN or infinity in it and how many of its values are, or the first without data.
     """
     for parameter_name, parameter in network.named_parameters():
+        if parameter.is_meta:
+            raise without_data(parameter_name)
         if not parameter.is_floating_point():
             continue
         values = parameter.detach() if parameter.dtype.itemsize > 1 else parameter.detach().float()
@@ -194,6 +198,14 @@ def check_finite(network: nn.Module, *, name: str) -> None:
                 f"Parameter {parameter_name} of {name} holds NaN or infinity in {bad} of {parameter.numel()} values, and nothing can be "
                 "measured with it; get the checkpoint again, or load it in a wider dtype."
             )
+
+
+def without_data(parameter: str) -> UserError:
+    """Return the error for a parameter that is not in memory between calls, so that it can be neither read nor written."""
+    return UserError(
+        f"Parameter {parameter} has no data (offloaded to the CPU or to disk, or on the meta device); load the whole model, on one device "
+        "or spread over several without offloading, or edit its checkpoint on disk (resect apply), which needs memory for one block only."
+    )
 
 
 def load_tokenizer(place: sources.Source, *, trust_remote_code: bool) -> tuple[PreTrainedTokenizerBase, tuple[str, ...]]:

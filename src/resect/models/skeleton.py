@@ -1,9 +1,9 @@
 """A checkpoint and its network without data: what the checkpoint would be loaded into, to be filled part by part from disk."""
 
 import functools
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections import Counter, defaultdict
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,8 +34,8 @@ class Skeleton:
     """A checkpoint with the network that transformers would load it into, its parameters without data.
 
     `origins` says which stored tensors each parameter is made from, `shapes` what they make, `shared` which parameters are one tensor with
-    another, `places` which name stands for all names of one, `dtype` what it would be loaded in; `quantised` names the method, if there is
-    one.
+    another, `places` which name stands for all names of one (the stored one), `dtype` what it would be loaded in; `quantised` names the
+    method, if there is one.
     """
 
     name: str
@@ -62,18 +62,16 @@ class Skeleton:
     @functools.cached_property
     def fingerprint(self) -> str:
         """The fingerprint of the loaded model (`load.fingerprint`); every tensor is read for it, one at a time."""
-        # Of tied parameters one is stored, under whichever of their names.
-        stored = [name for name, origin in self.origins.items() if all(key in self.checkpoint.tensors for key in origin.keys)]
-        known = {self._place(name): name for name in stored}
 
         def read(name: str) -> Tensor:
-            value = self._made(known.get(self._place(name), name), self.checkpoint.read)
+            value = self._made(name, self.checkpoint.read)
             return value.to(self.dtype) if value.is_floating_point() else value
 
-        return digest(self.network.config.to_dict(), {name: self._place(name) for name in self.shapes}, read)
+        return digest(self.network.config.to_dict(), {name: self.places.get(name, name) for name in self.shapes}, read)
 
-    def _place(self, name: str) -> str:
-        return self.places.get(name, name)
+    def origin(self, name: str) -> Origin | None:
+        """Return where a parameter or buffer comes from, under whichever of its names it is stored; None if nothing on disk makes it."""
+        return self.origins.get(self.places.get(name, name))
 
     def stored(self, name: str) -> tuple[Stored, ...]:
         """Return the stored tensors behind a parameter, checked: together they make its shape.
@@ -81,7 +79,7 @@ class Skeleton:
         Raises:
             UserError: if nothing on disk makes it, or something of another shape.
         """
-        origin = self.origins.get(name)
+        origin = self.origin(name)
         if origin is None:
             raise UserError(
                 f"Parameter {name} of {type(self.network).__name__} comes from no tensor of {self.name}; get the complete checkpoint, in "
@@ -112,12 +110,13 @@ class Skeleton:
 
     def plain(self, name: str) -> bool:
         """Return whether a parameter is stored as numbers that can be computed with."""
-        origin = self.origins.get(name)
+        origin = self.origin(name)
         return origin is not None and all(self.checkpoint.tensors[key].dtype in PLAIN for key in origin.keys)
 
     def _made(self, name: str, read: Callable[[str], Tensor]) -> Tensor:
         try:
-            return self.origins[name].make(name, self.network, read)
+            own = self.places.get(name, name)
+            return self.origins[own].make(own, self.network, read)
         except (RuntimeError, ValueError, KeyError, IndexError) as error:
             raise UserError(
                 f"Parameter {name} cannot be made from the tensors of {self.name}: {sources.first_line(error)}; get the checkpoint again."
@@ -149,7 +148,7 @@ def open_skeleton(source: str | Path, *, revision: str | None = None) -> Skeleto
     names = origins(network, checkpoint.tensors)
     shapes = {name: tuple(value.shape) for name, value in network.state_dict().items()}
     return Skeleton(
-        str(source), checkpoint, network, find_blocks(network), names, shapes, _shared(network), _places(network), dtype, quantised
+        str(source), checkpoint, network, find_blocks(network), names, shapes, _shared(network), _places(network, names), dtype, quantised
     )
 
 
@@ -163,10 +162,12 @@ def _shared(network: nn.Module) -> frozenset[str]:
     return frozenset(name for name, parameter in named if count[id(parameter)] > 1)
 
 
-def _places(network: nn.Module) -> dict[str, str]:
-    """Return, for every parameter, the first name that it goes by; told at once, since a tie is lost while a block is filled."""
-    first: dict[int, str] = {}
-    return {name: first.setdefault(id(parameter), name) for name, parameter in network.named_parameters(remove_duplicate=False)}
+def _places(network: nn.Module, stored: Container[str]) -> dict[str, str]:
+    """Return, for every parameter, the one of its names that is stored; told at once, since a tie is lost while a block is filled."""
+    names: dict[int, list[str]] = defaultdict(list)
+    for name, parameter in network.named_parameters(remove_duplicate=False):
+        names[id(parameter)].append(name)
+    return {name: next((n for n in group if n in stored), group[0]) for group in names.values() for name in group}
 
 
 def _folder(source: str | Path, revision: str | None) -> Path:
@@ -199,32 +200,49 @@ def filled(skeleton: Skeleton, module: str) -> Iterator[None]:
 
 @contextmanager
 def filled_outside(skeleton: Skeleton) -> Iterator[None]:
-    """Give the decoder what lies outside its blocks, for the `with` block; of embedding tables the first rows only."""
+    """Give the network what a pass over text needs outside its blocks, for the `with` block; of embedding tables the first rows only.
+
+    The decoder is filled at once; modules outside it, most of which belong to images, as they run.
+    """
     network, decoder = skeleton.network, skeleton.network.get_decoder()
-    prefix = next(name for name, module in network.named_modules() if module is decoder)
     inside = tuple(f"{name}." for name in skeleton.block_names)
-    names = [name for name in (f"{prefix}.{n}".lstrip(".") for n in decoder.state_dict()) if not name.startswith(inside)]
     tables = {f"{n}.weight": m for n, m in network.named_modules() if isinstance(m, nn.Embedding)}
-    try:
+    done: set[str] = set()
+
+    def fill(names: Iterable[str]) -> None:
         for name in names:
+            if name in done or name.startswith(inside) or name not in skeleton.shapes:
+                continue
+            done.add(name)
             if name in tables:
                 # A padding row beyond the rows that are there is refused by torch.
                 tables[name].padding_idx = None
                 tables[name].weight = nn.Parameter(_rows(skeleton, name), requires_grad=False)
             else:
                 _set(skeleton, name, _value(skeleton, name))
+
+    with ExitStack() as stack:
+        stack.callback(lambda: [_emptied(skeleton, name, tables.get(name)) for name in done])
+        fill(f"{name}.{own}".lstrip(".") for name, module in network.named_modules() if module is decoder for own in module.state_dict())
+        # transformers asks a network for the device of its first parameter, and moves hidden states there.
+        holders = {n: m for n, m in network.named_modules() if any(part is decoder for part in m.modules())}
+        fill(f"{name}.{next(iter(dict(module.named_parameters())))}".lstrip(".") for name, module in holders.items())
+        for name, module in network.named_modules():
+            own = [f"{name}.{n}".lstrip(".") for n in (*module._parameters, *module._buffers)]
+            stack.callback(module.register_forward_pre_hook(lambda _module, _args, own=own: fill(own)).remove)
         yield
-    finally:
-        for name in names:
-            if name in tables:
-                tables[name].weight = nn.Parameter(torch.empty(skeleton.shapes[name], device="meta"), requires_grad=False)
-            else:
-                _clear(skeleton, name)
+
+
+def _emptied(skeleton: Skeleton, name: str, table: nn.Embedding | None) -> None:
+    if table is None:
+        _clear(skeleton, name)
+    else:
+        table.weight = nn.Parameter(torch.empty(skeleton.shapes[name], device="meta"), requires_grad=False)
 
 
 def _rows(skeleton: Skeleton, name: str) -> Tensor:
     """Return the first rows of a table."""
-    origin = skeleton.origins.get(name)
+    origin = skeleton.origin(name)
     if origin is None or origin.rule is not None or not skeleton.plain(name):
         return _value(skeleton, name)[:_TABLE]
     return skeleton.checkpoint.read(origin.keys[0], slice(0, _TABLE)).float()

@@ -18,6 +18,7 @@ from resect.models.forward import (
     recorded_calls,
     replay,
     rerun,
+    streams,
 )
 
 ROWS = 2  # rows of tokens in a probe
@@ -139,10 +140,7 @@ def feature_gain(x: Float[Tensor, "token d_model"], y: Float[Tensor, "token d_mo
 
 
 def _streams(value: Tensor, d_model: int) -> Float[Tensor, "stream token d_model"]:
-    """Return hidden states as one stream or, from four axes, as several: [stream, row, token, d_model] or [row, token, stream, d_model]."""
-    if value.ndim == 4 and value.shape[1] != ROWS:
-        value = value.movedim(2, 0)
-    return value.detach().cpu().double().reshape(len(value) if value.ndim == 4 else 1, -1, d_model)
+    return streams(value, d_model, (ROWS,)).detach().cpu().double().flatten(1, -2)
 
 
 def _is_stream(output: Any, tokens: int, d_model: int) -> bool:

@@ -18,7 +18,7 @@ from resect.errors import UserError
 from resect.layout import Layout
 from resect.models.decompose import Decomposition, decompositions
 from resect.models.forward import Call, first_tensor, half_linears, model_inputs, run_instead, with_first_tensor
-from resect.models.load import ChatModel
+from resect.models.load import ChatModel, without_data
 from resect.models.producers import Source, producers
 from resect.models.trace import ROWS, Trace, mixes_tokens, trace_block
 
@@ -177,7 +177,7 @@ def _check_weights(model: ChatModel) -> None:
     for prefix, block in zip(model.block_names, model.blocks, strict=True):
         for name, parameter in block.named_parameters():
             if parameter.is_meta:
-                raise UserError(f"Parameter {prefix}.{name} has no data (offloaded, or on the meta device); load the whole model first.")
+                raise without_data(f"{prefix}.{name}")
             if not parameter.is_floating_point() or parameter.dtype.itemsize < 2:
                 raise UserError(
                     f"Parameter {prefix}.{name} is quantised ({parameter.dtype}) and cannot be edited exactly; load the float16, bfloat16 "
