@@ -42,7 +42,7 @@ def peer_table(ours: Sequence[Row], peer: Mapping[str, Row]) -> str:
     lines = [f"{'family':26} {'resect':>9} {'default':>24} {'no rows':>24}  edited by heretic, or why not"]
     for name, row in peer.items():
         default, plain = (_peer(peer, name, setting) for setting in SETTINGS)
-        note = ", ".join(row["default"]["touched"]) or row["default"]["error"]
+        note = ", ".join(row["default"].get("touched", ())) or row["default"]["error"]
         lines.append(f"{name:26} {resect.get(name, ''):>9} {default:>24} {plain:>24}  {note}")
     return "\n".join(lines)
 

@@ -47,7 +47,8 @@ def test_of_several_streams_a_row_is_the_mean(tiny, name):
     rendered = render(model.tokenizer, PROMPTS[:2])
     last = torch.stack([reference(model, r).reshape(2, len(r.ids), 4, 32)[:, -1] for r in rendered])
     assert float((last[:, :, 0] - last[:, :, 1]).norm()) > 1e-2
-    torch.testing.assert_close(capture(model, rendered, side="left").rows, last.mean(2), atol=1e-4, rtol=1e-4)
+    # Each prompt alone: compressed attention cuts chunks from the left edge, padding included.
+    torch.testing.assert_close(capture(model, rendered, batch_tokens=1).rows, last.mean(2), atol=1e-4, rtol=1e-4)
 
 
 def test_layers_in_the_order_asked_for_and_no_further(tiny):
