@@ -24,8 +24,8 @@ FIGURES = (
     (
         "signal",
         "Error and topic by layer",
-        "Left: the angle within which the direction of endless prompts lies, by bootstrap; near 90 degrees it is noise. Right: the share of "
-        "its squared length inside the span of the topic means.",
+        "Left: the angle within which the direction of endless prompts lies, by bootstrap; near 90 degrees it is noise. Right: the share "
+        "of its squared length inside the span of the topic means.",
         contrast_charts.signal,
     ),
     (
