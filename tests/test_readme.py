@@ -71,9 +71,8 @@ def commands() -> list[list[str]]:
 
 
 def write_prompts(path: Path, prompts: PromptSet) -> None:
-    path.write_text(
-        "".join(json.dumps({"text": p.text, "category": p.category, "pair_id": p.pair_id}) + "\n" for p in prompts), encoding="utf-8"
-    )
+    rows = ({"text": p.text, "category": p.category, "pair_id": p.pair_id} for p in prompts)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
