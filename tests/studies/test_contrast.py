@@ -50,13 +50,8 @@ def test_a_choice_among_single_layers_edits_one(contrasted):
 def test_a_killed_run_goes_on_to_the_same_document(contrasted, tmp_path):
     result, inputs, config, folder = contrasted
     shutil.copytree(folder, tmp_path / "run")
-    for pattern in (
-        "test_unmatched_mean_difference*",
-        "grid_matched_mean_difference.json",
-        "curve_matched_class*",
-        "matched.json",
-        "audit.json",
-    ):
+    gone = ("test_unmatched_mean_difference*", "grid_matched_mean_difference.json", "curve_matched_class*", "matched.json", "audit.json")
+    for pattern in gone:
         for path in (tmp_path / "run" / "steps").glob(pattern):
             path.unlink()
     (tmp_path / "run" / "activations" / "held_out.safetensors").unlink()

@@ -115,8 +115,10 @@ def test_a_layer_with_a_direction_that_is_zero_is_not_edited(desk):
     assert replace(recipe, directions=replace(recipe.directions, vectors=vectors)).usable == (0, 2, 3, 4, 5)
 
 
-def test_several_oblique_directions_are_refused_by_name(contrast_config, desk):
-    recipes = type(desk.recipes)(desk.materials, contrast_config(methods=["leace_classes"]))
-    with pytest.raises(UserError, match="several oblique directions a layer"):
-        recipes.of(Arm("matched", "leace_classes"))
-    assert len(recipes.of(Arm("matched", "leace")).plan(desk.lab.writers, [1], 1.0).edits) == 2
+def test_oblique_methods_are_edited_with_both_their_sides(desk):
+    for method, count in (("leace", 1), ("leace_classes", 6)):
+        recipe = desk.recipes.of(Arm("matched", method))
+        (edit, _) = recipe.plan(desk.lab.writers, [1], 1.0).edits
+        assert edit.u.shape == edit.c.shape == (128, count)
+        assert not torch.allclose(edit.u, edit.c)
+        torch.testing.assert_close(edit.c.T @ edit.u, torch.eye(count), atol=1e-3, rtol=0)

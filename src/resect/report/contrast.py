@@ -23,9 +23,9 @@ FIGURES = (
     ),
     (
         "signal",
-        "Signal, noise and topic by layer",
-        "Left: length of the difference of means over its standard error; below about 3 a direction is mostly noise. Right: the share of "
-        "its squared length inside the span of the topic means.",
+        "Error and topic by layer",
+        "Left: the angle within which the direction of endless prompts lies, by bootstrap; near 90 degrees it is noise. Right: the share "
+        "of its squared length inside the span of the topic means.",
         contrast_charts.signal,
     ),
     (

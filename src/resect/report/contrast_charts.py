@@ -30,9 +30,9 @@ def norms(run: ContrastRun, *, wide: bool) -> Chart | None:
 
 
 def signal(run: ContrastRun, *, wide: bool) -> Chart | None:
-    """Return signal against noise and the topic part of each baseline's difference of means, by layer."""
+    """Return the angle of error and the topic part of each baseline's difference of means, by layer."""
     part = run.part("geometry")
-    panels = [(part.get("signal_to_noise") or {}, "signal to noise"), (part.get("topic_part") or {}, "topic part of the squared norm")]
+    panels = [(part.get("cone") or {}, "95 % cone, degrees"), (part.get("topic_part") or {}, "topic part of the squared norm")]
     return _by_layer(panels, wide=wide)
 
 

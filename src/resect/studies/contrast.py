@@ -147,7 +147,7 @@ def _document(desk: Desk, grids: dict[str, Any], chosen: dict[str, Any], results
             "arms": protocol,
             "audit": desk.steps.json("audit", lambda: _audit(desk, grids, base=base)),
         },
-        "geometry": geometry(desk.materials, tuple(dict.fromkeys(a.baseline for a in desk.arms))),
+        "geometry": geometry(desk.materials, tuple(dict.fromkeys(a.baseline for a in desk.arms)), seed=seed),
         "capture": capture_of_pairs({a.name: desk.recipes.of(a) for a in desk.arms if a.variant == PLAIN}, desk.materials.held_out),
         "matched": desk.steps.json("matched", lambda: _matched(desk, chosen)),
         "doses": _doses(desk, grids),
