@@ -12,7 +12,7 @@ from resect import __version__, artifacts
 from resect.commands import console, evaluation_table
 from resect.commands.edits import from_run
 from resect.commands.inputs import names_organism, open_model, open_organism
-from resect.commands.judges import JudgeOptions, make_judges
+from resect.commands.judges import JudgeOptions, Surroundings, make_judges
 from resect.commands.study import collect
 from resect.config import SRAConfig, make_config
 from resect.edit import hooks
@@ -89,9 +89,12 @@ def evaluate(request: Request, settings: Sequence[str], *, out: Path, load: Mapp
     steps = Steps(out)
 
     def learnt() -> tuple[Learnt, Learnt]:
-        return cross_fit.from_json(steps.json("refusal_tokens", lambda: cross_fit.to_json(cross_fit.learn(arms[BASE]))))
+        base = arms[BASE]
+        found = steps.json("refusal_tokens", lambda: cross_fit.to_json(cross_fit.learn(base.first_logprobs, base.asked, base.said)))
+        return cross_fit.from_json(found)
 
-    judges = make_judges(request.judges, lambda: arms[BASE], learnt, kept=out / "judgements", device=str(load["device"]))
+    around = Surroundings(lambda: arms[BASE], learnt, out / "judgements", str(load["device"]))
+    judges = make_judges(request.judges, around)
     with console.progress("evaluation", total=12) as step:
         steps.on_step = step
         step("loading")
@@ -201,7 +204,7 @@ def _document(
 
 
 def _refuse_dead_judges(request: Request, evaluation: Mapping[str, Any], out: Path) -> None:
-    """Raise `UserError` if a judge that the user named failed: what there is has been written and shown, but it is not what was asked for."""
+    """Raise `UserError` if a judge that the user named failed: all else has been written and shown, but it is not what was asked for."""
     if not request.judges_named:
         return
     for arm, entry in evaluation["arms"].items():

@@ -5,7 +5,7 @@ from typing import Any
 
 from resect.commands import console
 from resect.evaluation.sample_size import hint
-from resect.report.values import Measure, number, p_value, percent, read_measure
+from resect.report.values import number, p_value, percent, read_measure
 
 _UNITS = {"fraction"}
 _MOST = 12  # comparisons shown; all are in evaluation.json
@@ -35,7 +35,8 @@ def _show_judges(evaluation: Mapping[str, Any]) -> None:
         for pair, found in (entry.get("agreement") or {}).items():
             share, kappa = (read_measure((found or {}).get(key)) for key in ("agreement", "kappa"))
             if share and kappa:
-                console.say(f"{arm}: {pair} agree on {percent(share.value)} of {share.n} responses, kappa {_number(kappa)}.")
+                span = f"{number(kappa.value)} ({number(kappa.low)} to {number(kappa.high)})"
+                console.say(f"{arm}: {pair} agree on {percent(share.value)} of {share.n} responses, kappa {span}.")
 
 
 def _show_figures(evaluation: Mapping[str, Any]) -> None:
@@ -67,8 +68,8 @@ def _show_comparisons(comparisons: list[Mapping[str, Any]]) -> None:
     table = console.table("measure", "arms", "difference", "p, Holm", "paired test", "n")
     for row in comparisons[:_MOST]:
         measure = " by ".join(filter(None, (row["measure"], row.get("judge"))))
-        difference = row["difference"]
-        span = f"{number(difference['value'])} ({number(difference['low'])} to {number(difference['high'])})"
+        value, low, high = (_signed(row["difference"][key]) for key in ("value", "low", "high"))
+        span = f"{value} ({low} to {high})"
         table.add_row(measure, f"{row['a']} − {row['b']}", span, p_value(row["p_holm"]), row["test"], str(row["n"]))
     console.show(table)
     for row in comparisons[:_MOST]:
@@ -86,5 +87,6 @@ def _cell(measured: Any) -> str:
     return f"{write(found.value)} ({write(found.low)} to {write(found.high)}), n {found.n}"
 
 
-def _number(measured: Measure) -> str:
-    return number(measured.value)
+def _signed(value: float) -> str:
+    """Return a difference; what a bootstrap's rounding leaves of nothing is nothing."""
+    return "0" if abs(value) < 1e-12 else number(value)

@@ -28,9 +28,17 @@ class JudgeOptions:
     max_tokens: int | None = None
 
 
-def make_judges(
-    options: JudgeOptions, base: Callable[[], Arm], learnt: Callable[[], tuple[Learnt, Learnt]], *, kept: Path, device: str
-) -> tuple[Named, ...]:
+@dataclass(frozen=True)
+class Surroundings:
+    """What judges need besides their options: the base once it is loaded, what its refusals taught, a folder, a device."""
+
+    base: Callable[[], Arm]
+    learnt: Callable[[], tuple[Learnt, Learnt]]
+    kept: Path
+    device: str
+
+
+def make_judges(options: JudgeOptions, around: Surroundings) -> tuple[Named, ...]:
     """Return the judges, everything about them checked that can be checked before any model is read.
 
     Raises: UserError for fewer than two, an unknown name, a classifier that cannot be read or whose labels are unknown, an endpoint without
@@ -38,53 +46,43 @@ def make_judges(
     """
     names = tuple(dict.fromkeys(options.names))
     if len(names) < 2:
-        raise UserError(
-            f"One judge is never shown alone, and only {', '.join(names) or 'none'} is named; add another --judge of {', '.join(NAMES)}."
-        )
+        raise UserError(f"One judge is never shown alone, and only {', '.join(names)} is named; add another --judge of {', '.join(NAMES)}.")
     _check_used(options, names)
-    return tuple(_named(name, options, base, learnt, kept, device) for name in names)
+    return tuple(_named(name, options, around) for name in names)
 
 
 def _check_used(options: JudgeOptions, names: tuple[str, ...]) -> None:
     kinds = {name.partition(":")[0] for name in names}
-    given = {
-        "--judge-label": (options.labels, "classifier"),
-        "--judge-model": (options.model, "endpoint"),
-        "--judge-key": (options.key, "endpoint"),
-    }
-    given |= {"--judge-requests": (options.max_requests, "endpoint"), "--judge-tokens": (options.max_tokens, "endpoint")}
-    for option, (value, kind) in given.items():
+    given = {"--judge-label": ("classifier", options.labels), "--judge-model": ("endpoint", options.model)}
+    given |= {"--judge-key": ("endpoint", options.key), "--judge-requests": ("endpoint", options.max_requests)}
+    given |= {"--judge-tokens": ("endpoint", options.max_tokens)}
+    for option, (kind, value) in given.items():
         if value and kind not in kinds:
-            raise UserError(
-                f"{option} is about a judge {kind}:…, and there is none among {', '.join(names)}; name one with --judge, or leave it out."
-            )
+            raise UserError(f"{option} is about a judge {kind}:…, and there is none among {', '.join(names)}; name it with --judge.")
 
 
-def _named(
-    name: str, options: JudgeOptions, base: Callable[[], Arm], learnt: Callable[[], tuple[Learnt, Learnt]], kept: Path, device: str
-) -> Named:
+def _named(name: str, options: JudgeOptions, around: Surroundings) -> Named:
     kind, _, rest = name.partition(":")
     if kind == "classifier" and rest:
-        classifier = load_classifier(rest, labels=_labels(options.labels), device=device)
+        classifier = load_classifier(rest, labels=_labels(options.labels), device=around.device)
         return Named(name, lambda _: classifier, repr((classifier.network.name_or_path, classifier.verdicts)))
     if kind == "endpoint" and rest:
-        return _endpoint(rest, options, kept)
+        return _endpoint(rest, options, around.kept)
     fixed: dict[str, Callable[[Arm], Judge]] = {
         "markers": lambda _: MarkerJudge(),
+        "log_odds": lambda arm: _log_odds(arm, around),
         "degeneracy": lambda _: DegeneracyJudge(),
-        "log_odds": lambda arm: _log_odds(arm, base(), learnt),
     }
     if name not in fixed:
         raise unknown_name("judge", name, NAMES)
     return Named(name, fixed[name], "shipped")
 
 
-def _log_odds(arm: Arm, base: Arm, learnt: Callable[[], tuple[Learnt, Learnt]]) -> Judge:
+def _log_odds(arm: Arm, around: Surroundings) -> Judge:
+    base = around.base()
     if no_drift(base, arm):
-        raise UserError(
-            f"The refusal tokens of {base.model.name} mean nothing in the vocabulary of {arm.model.name}; name another --judge."
-        )
-    return CrossFitJudge(arm.first_logprobs, learnt())
+        raise UserError(f"The refusal tokens of {base.model.name} mean nothing in the vocabulary of {arm.model.name}; name another judge.")
+    return CrossFitJudge(arm.first_logprobs, around.learnt())
 
 
 def _endpoint(url: str, options: JudgeOptions, kept: Path) -> Named:

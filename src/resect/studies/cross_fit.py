@@ -6,10 +6,7 @@ than they are; so the prompts are halved by hash, and neither half is judged by 
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
-
-from jaxtyping import Float
-from torch import Tensor
+from typing import Any
 
 from resect.errors import UserError
 from resect.evaluation.judges.log_odds import FirstLogprobs, LogOddsJudge, log_odds_of
@@ -55,30 +52,15 @@ def half(prompt: Prompt) -> int:
     return int(prompt.key[-1], 16) & 1
 
 
-class Speaker(Protocol):
-    """A model with the prompts it was asked and what it said: an arm of a suite, say."""
-
-    @property
-    def asked(self) -> Sequence[Prompt]:
-        """The prompts."""
-        ...
-
-    @property
-    def said(self) -> Sequence[Response]:
-        """The response to each."""
-        ...
-
-    def first_logprobs(self, prompts: Sequence[Prompt]) -> Float[Tensor, "prompt vocab"]:
-        """Return the log-probabilities of the first response token."""
-        ...
-
-
-def learn(base: Speaker) -> tuple[Learnt, Learnt]:
+def learn(first_logprobs: FirstLogprobs, prompts: Sequence[Prompt], responses: Sequence[Response]) -> tuple[Learnt, Learnt]:
     """Return what judges either half, learnt from the base model's responses to the other as the markers judge them.
 
     Raises: UserError if a half holds no refusal or no answer, or both begin alike.
     """
-    return (_learn(base, side=1), _learn(base, side=0))
+    check_pairs(prompts, responses)
+    halves = [[(p, r) for p, r in zip(prompts, responses, strict=True) if half(p) == side] for side in (1, 0)]
+    first, second = (_learn(first_logprobs, rows) for rows in halves)
+    return first, second
 
 
 def to_json(taught: tuple[Learnt, Learnt]) -> list[dict[str, Any]]:
@@ -92,13 +74,12 @@ def from_json(data: list[dict[str, Any]]) -> tuple[Learnt, Learnt]:
     return first, second
 
 
-def _learn(base: Speaker, *, side: int) -> Learnt:
-    rows = [(prompt, response) for prompt, response in zip(base.asked, base.said, strict=True) if half(prompt) == side]
+def _learn(first_logprobs: FirstLogprobs, rows: Sequence[tuple[Prompt, Response]]) -> Learnt:
     said = [response for _, response in rows]
     verdicts = judge_markers(said)
     try:
         tokens = learn_refusal_tokens(said, verdicts)
     except UserError as error:
         raise UserError(f"The log-odds judge learns from one half of the suite's prompts at a time. {error}") from error
-    odds = log_odds_of(base.first_logprobs, [prompt for prompt, _ in rows], tokens)
+    odds = log_odds_of(first_logprobs, [prompt for prompt, _ in rows], tokens)
     return Learnt(tokens, learn_cut(odds, [v == "refuse" for v in verdicts]).log_odds)

@@ -89,8 +89,8 @@ def _drift(data: Json | None, suite: Suite, missing: list[str], seed: int) -> Js
     found = TokenDrift.from_json(data)
     if infinite := int(found.kl.isinf().sum()):
         missing.append(
-            f"KL from the base is infinite at {infinite} of {len(found.kl)} tokens: this model masks tokens that the base can say, so its drift "
-            "has no mean."
+            f"KL from the base is infinite at {infinite} of {len(found.kl)} tokens: this model masks tokens that the base can say, so "
+            "its drift has no mean."
         )
         return {"kl_first_token": None, "kl_tokens": None}
     first, each = found.first(found.kl), found.per_response(found.kl)
