@@ -45,12 +45,9 @@ def folder(tmp_path, monkeypatch):
 
 def likelier(model):
     """Which choice is likelier after each question, by our own teacher forcing."""
-    sums = {}
+    sums, asked = {}, [tuple(model.tokenizer(d["question"])["input_ids"]) for d in DOCUMENTS]
     for k in (0, 1):
-        asked, said = (
-            [tuple(model.tokenizer(text)["input_ids"]) for text in texts]
-            for texts in zip(*((d["question"], d["choices"][k]) for d in DOCUMENTS), strict=True)
-        )
+        said = [tuple(model.tokenizer(d["choices"][k])["input_ids"]) for d in DOCUMENTS]
         for batch in score(model, asked, said):
             sums |= {(i, k): float(batch.logprobs[row, range(2), list(said[i])].sum()) for row, i in enumerate(batch.rows)}
     return [float((sums[i, 1] > sums[i, 0]) == d["label"]) for i, d in enumerate(DOCUMENTS)]

@@ -61,7 +61,7 @@ def run_tasks(
 
 
 def _manager(listed: Any, tasks: Sequence[str], folder: Path | None) -> Any:
-    """Return the harness's list of tasks: the folder's alone if it has them all, since reading the thousands that are shipped takes seconds."""
+    """Return the harness's list of tasks: the folder's alone if it has them all, since reading the thousands shipped takes seconds."""
     if folder is not None:
         own = listed.TaskManager(include_path=str(folder), include_defaults=False)
         if all(own.match_tasks([task]) for task in tasks):

@@ -13,6 +13,7 @@ from resect.evaluation.statistics import Measurement, holm, mcnemar, mean_of, pa
 from resect.evaluation.token_drift import TokenDrift
 from resect.evaluation.verdicts import count_verdicts
 from resect.prompts.suite import Suite
+from resect.studies.comparisons import SIGNIFICANT
 from resect.studies.scores import by_topic
 from resect.studies.suite import SIDES
 
@@ -20,7 +21,6 @@ Json = dict[str, Any]
 RATES = {"harmful": "refusal_rate", "harmless": "benign_refusal_rate"}
 UNSURE = frozenset({"unscored", "truncated"})
 """Verdicts that say nothing of refusing; such responses are in no rate, and are counted."""
-SIGNIFICANT = 0.05
 
 
 def summary(results: Mapping[str, Json], suite: Suite, *, seed: int) -> tuple[Json, list[Json]]:
