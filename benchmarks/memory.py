@@ -44,7 +44,7 @@ CONFIG = Qwen3Config(
     max_position_embeddings=4096,
     tie_word_embeddings=True,
 )
-WORK = Workload((TOKENS,) * PROMPTS, 8192, NEW, PROMPTS, 0, PROMPTS, 0, 0, 1, MAX_LOGITS)
+WORK = Workload((TOKENS,) * PROMPTS, 8192, NEW, PROMPTS, PROMPTS, 0, 0, 1, MAX_LOGITS)
 
 
 def prompts() -> list[Rendered]:
@@ -75,9 +75,9 @@ def predicted(network: Any) -> dict[str, int]:
     }
 
 
-def make(folder: Path, dtype: torch.dtype) -> None:
+def make(folder: Path, dtype: torch.dtype, config: Qwen3Config = CONFIG) -> None:
     torch.manual_seed(0)
-    Qwen3ForCausalLM._from_config(CONFIG, dtype=dtype).save_pretrained(folder)
+    Qwen3ForCausalLM._from_config(config, dtype=dtype).save_pretrained(folder)
     vocab = {"<end>": 0, **{f"t{i}": i for i in range(1, 1000)}}
     core = Tokenizer(models.WordLevel(vocab, unk_token="<end>"))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()

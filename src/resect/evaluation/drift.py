@@ -16,7 +16,7 @@ from resect.errors import UserError
 from resect.evaluation.logprobs import TokenLogprobs
 
 _NOISE = 1e-12
-_CHUNK = 1 << 24  # float64 values held at once per operand: 128 MB
+_CHUNK = 1 << 22  # float64 values held at once per operand: 32 MB
 
 
 @dataclass(frozen=True)
