@@ -10,6 +10,7 @@ Writes benchmarks/results/evaluation_memory.json; the last line is JSON.
 """
 
 import argparse
+import ctypes
 import json
 import subprocess
 import sys
@@ -41,7 +42,7 @@ from resect.studies.suite import Arm, Named, Subject, run
 RESULTS = Path(__file__).parent / "results" / "evaluation_memory.json"
 SHAPE = {"hidden_size": 1024, "intermediate_size": 3072, "num_attention_heads": 16, "num_hidden_layers": 10, "layer_types": None}
 LARGE = Qwen3Config(**CONFIG.to_dict() | SHAPE)
-SIDE, TOKENS, NEW, KL = 24, 48, 8, 16
+SIDE, TOKENS, NEW, KL = 16, 48, 4, 16
 BAND = 0.15
 
 
@@ -71,6 +72,8 @@ def measure(folder: Path) -> None:
     arms = {name: Arm(subject, suite(), config) for name, subject in subjects.items()}
     tokens = RefusalTokens((5, 6), 1.0, 0.0)
     judges = (Named("markers", lambda _: MarkerJudge(), ""), Named("log_odds", lambda arm: LogOddsJudge(arm.first_logprobs, tokens), ""))
+    # What loading left behind in the allocator is no memory of the evaluation.
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     results = run(arms, judges, Steps(folder.parent / "out"), refusal_tokens=lambda: tokens.ids)
     assert len(results["edited"]["drift"]["kl"]) > SIDE

@@ -231,8 +231,8 @@ def test_what_a_dying_judge_said_is_kept_and_only_the_rest_is_asked_again(server
     found = evaluation["arms"]["base"]["judges"]["endpoint:m"]
     assert sum(found["verdicts"][side]["refuse"] for side in ("harmful", "harmless")) == 10
     assert sum(found["verdicts"][side]["unscored"] for side in ("harmful", "harmless")) == 26
-    assert found["refusal_rate"]["n"] + (found["benign_refusal_rate"] or {"n": 0})["n"] == 10
-    assert found["compliance_rate"]["value"] == 0.0
+    assert sum((found[rate] or {"n": 0})["n"] for rate in ("refusal_rate", "benign_refusal_rate")) == 10
+    assert all(found[rate] is None or found[rate]["value"] == 0.0 for rate in ("compliance_rate", "benign_compliance_rate"))
     assert "endpoint:m says nothing of" in outcome.err
     assert len(list((tmp_path / "out" / "judgements").rglob("*.json"))) == 10
     asked.clear()
@@ -270,6 +270,42 @@ def test_a_classifier_with_unknown_labels_is_refused_at_once_and_works_when_they
     assert verdicts["refuse"] + verdicts["comply"] == 16
 
 
+TASK = """task: own_answers
+dataset_path: json
+dataset_kwargs:
+  data_files:
+    test: {data}
+test_split: test
+output_type: generate_until
+doc_to_text: "{{{{question}}}}"
+doc_to_target: "{{{{answer}}}}"
+generation_kwargs:
+  max_gen_toks: 24
+  do_sample: false
+  until: []
+metric_list:
+  - metric: exact_match
+    aggregation: mean
+    higher_is_better: true
+"""
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_tasks_of_the_harness_run_with_an_edit_on_and_are_tested_in_pairs(finished, resect, tmp_path, monkeypatch):
+    pytest.importorskip("lm_eval", reason="the extra `bench` is not installed")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    # Refusals are the right answers here: an edit that removes them must lose the points.
+    asked = LANGUAGE.harmful("test").first(8)
+    write(tmp_path / "data.jsonl", [{"question": p.text, "answer": LANGUAGE.refusal(p)} for p in asked])
+    (tmp_path / "own_answers.yaml").write_text(TASK.format(data=tmp_path / "data.jsonl"))
+    command = ("evaluate", "default", "--edit", finished[0], "--tasks", "own_answers", "--task-folder", tmp_path, "--out", tmp_path / "out")
+    outcome = resect(*command, "--json")
+    arms = {name: entry["tasks"]["own_answers"]["exact_match"] for name, entry in outcome.json["arms"].items()}
+    assert (arms["base"]["value"], arms["base"]["n"]) == (1.0, 8)
+    assert arms["edited"]["value"] < 0.5
+    assert [row["measure"] for row in outcome.json["comparisons"]] == ["own_answers:exact_match"]
+
+
 def test_what_cannot_be_meant_is_refused_in_one_line(staged, suite, refuses, tmp_path):
     run, _ = staged
     message = (
@@ -282,7 +318,7 @@ def test_what_cannot_be_meant_is_refused_in_one_line(staged, suite, refuses, tmp
         "--suite FILE or --tasks NAMES."
     )
     refuses("evaluate", tmp_path, message=message)
-    judges = "markers, log_odds, degeneracy, classifier:MODEL, endpoint:URL"
+    judges = "markers, log_odds, classifier:MODEL, endpoint:URL"
     message = f"One judge is never shown alone, and only markers is named; add another --judge of {judges}."
     refuses("evaluate", "default", "--judge", "markers", message=message)
     message = "--judge-model is about a judge endpoint:…, and there is none among markers, log_odds; name it with --judge."

@@ -35,8 +35,8 @@ def storages(network):
     return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors if t.numel()}.values())
 
 
-def peak_of(action):
-    with torch.no_grad(), Live() as live:
+def peak_of(action, network=None):
+    with torch.no_grad(), Live(network) as live:
         kept = action()
     del kept
     return live.peak
@@ -101,12 +101,12 @@ def test_peaks_of_capture_generation_and_scoring(pair, make, dtype):
     for tokens, slack in (([TOKENS] * ROWS, 0.15), ([TOKENS] * (ROWS - 1) + [40], 0.34)):
         asked, given = work(tokens), prompts(tokens)
         stage = memory.capture_stage(empty, asked)
-        real = peak_of(lambda p=given: capture(model, p, batch_tokens=BUDGET))
+        real = peak_of(lambda p=given: capture(model, p, batch_tokens=BUDGET), model.network)
         assert stage.device + stage.host == pytest.approx(real, rel=slack)
-        real = peak_of(lambda p=given: respond(model, p, max_new_tokens=NEW, batch_tokens=BUDGET))
+        real = peak_of(lambda p=given: respond(model, p, max_new_tokens=NEW, batch_tokens=BUDGET), model.network)
         shapes = memory.shapes(asked)
         assert max(memory.generation_bytes(empty, *shape, new=NEW) for shape in shapes) == pytest.approx(real, rel=slack)
-        real = peak_of(lambda p=given: next_token_logprobs(model, p, batch_tokens=BUDGET))
+        real = peak_of(lambda p=given: next_token_logprobs(model, p, batch_tokens=BUDGET), model.network)
         kept = len(tokens) * 260 * 4
         assert memory.scoring_bytes(empty, asked) + kept == pytest.approx(real, rel=slack)
 
@@ -169,6 +169,17 @@ def test_live_counts_what_is_there_at_once():
         third = torch.zeros(100, dtype=torch.float64)
     assert (live.now, live.peak) == (4800, 12000)
     del second, third
+
+
+def test_views_of_the_weights_are_no_new_memory():
+    layer = torch.nn.Linear(1000, 1000, bias=False)
+    with torch.no_grad(), Live(layer) as live:
+        layer(torch.ones(1, 1000))
+        kept = layer.weight.t()
+    assert live.peak == 2 * 4000, "the input and the output"
+    with Live() as unaware:
+        kept = kept.t()
+    assert unaware.peak == 4_000_000
 
 
 def test_shapes_are_those_of_the_batches():

@@ -15,7 +15,7 @@ def evaluate(  # noqa: PLR0913
     suite: Annotated[Path | None, typer.Option(help="Suite file (see docs/formats.md); an organism brings its own.")] = None,
     against: Annotated[str | None, typer.Option(help="A second model, scored beside the first and tested against it.")] = None,
     run: Annotated[Path | None, typer.Option("--edit", help="Run folder whose edit is put on the model, scored beside it.")] = None,
-    judge: Annotated[list[str], typer.Option(help="markers, log_odds, degeneracy, classifier:MODEL, endpoint:URL; repeat.")] = [],  # noqa: B006
+    judge: Annotated[list[str], typer.Option(help="markers, log_odds, classifier:MODEL, endpoint:URL; repeat.")] = [],  # noqa: B006
     judge_label: Annotated[list[str], typer.Option(help="What a classifier's label means, LABEL=VERDICT; repeat.")] = [],  # noqa: B006
     judge_model: Annotated[str | None, typer.Option(help="Name of the model at the endpoint.")] = None,
     judge_key: Annotated[str | None, typer.Option(help="Environment variable that holds the endpoint's key.")] = None,

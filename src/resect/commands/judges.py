@@ -1,17 +1,17 @@
-"""Judges as the user names them: markers, log_odds, degeneracy, classifier:MODEL, endpoint:URL."""
+"""Judges as the user names them: markers, log_odds, classifier:MODEL, endpoint:URL."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from resect.errors import UserError, unknown_name
-from resect.evaluation.judges import DegeneracyJudge, Endpoint, EndpointJudge, Judge, MarkerJudge, load_classifier
+from resect.evaluation.judges import Endpoint, EndpointJudge, Judge, MarkerJudge, load_classifier
 from resect.evaluation.judges.transport import open_client
 from resect.studies.cross_fit import CrossFitJudge, Learnt
 from resect.studies.suite import Arm, Named, no_drift
 
 DEFAULT = ("markers", "log_odds")
-NAMES = (*DEFAULT, "degeneracy", "classifier:MODEL", "endpoint:URL")
+NAMES = (*DEFAULT, "classifier:MODEL", "endpoint:URL")
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,6 @@ def _named(name: str, options: JudgeOptions, around: Surroundings) -> Named:
     fixed: dict[str, Callable[[Arm], Judge]] = {
         "markers": lambda _: MarkerJudge(),
         "log_odds": lambda arm: _log_odds(arm, around),
-        "degeneracy": lambda _: DegeneracyJudge(),
     }
     if name not in fixed:
         raise unknown_name("judge", name, NAMES)

@@ -4,10 +4,12 @@ from dataclasses import replace
 
 from transformers import PreTrainedModel
 
-from resect.models.memory import Stage, Workload, generation_bytes, judging_bytes, kl_bytes, scoring_bytes, shapes, weight_bytes
+from resect.models.memory import Stage, Workload, generation_bytes, kl_bytes, scoring_bytes, shapes, weight_bytes
 
 _JUDGED_AT_ONCE = 32
 """Prompts whose first-token distributions the log-odds judge holds at once."""
+_LOG_ODDS = 4 + 3 * 8
+"""Bytes a value that they take: as it comes, and three times in float64."""
 _COMPARED_AT_ONCE = 1 << 24
 """Values of the distributions of one model that drift holds at once."""
 
@@ -23,7 +25,7 @@ def evaluation_stage(network: PreTrainedModel, work: Workload, *, on_cpu: bool =
     decoded = max(generation_bytes(network, *shape, new=work.new_tokens, on_cpu=on_cpu) for shape in shapes(work))
     scored = scoring_bytes(network, work, on_cpu=on_cpu)
     judged = replace(work, tokens=work.tokens[:_JUDGED_AT_ONCE], forced=1)
-    judging = scoring_bytes(network, judged, on_cpu=on_cpu) + judging_bytes(len(judged.tokens) * vocab)
+    judging = scoring_bytes(network, judged, on_cpu=on_cpu) + len(judged.tokens) * vocab * _LOG_ODDS
     few = replace(work, tokens=work.tokens[: max(1, _COMPARED_AT_ONCE // (work.forced * vocab))])
     values = len(few.tokens) * work.forced * vocab
     sides = 2 * values * 4

@@ -74,12 +74,17 @@ class Pass:
 
 
 class Live(TorchDispatchMode):
-    """Notes the bytes of all tensors made inside it, as they come and go: `now`, and the most there were, `peak`."""
+    """Notes the bytes of all tensors made inside it, as they come and go: `now`, and the most there were, `peak`.
 
-    def __init__(self) -> None:
+    What `given` holds was there before: a view of a weight, its transpose say, is no new memory.
+    """
+
+    def __init__(self, given: nn.Module | None = None) -> None:
         super().__init__()
         self.now = self.peak = 0
         self._sizes: dict[int, int] = {}
+        there = [*given.parameters(), *given.buffers()] if given is not None else []
+        self._given = {tensor.untyped_storage()._cdata for tensor in there}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None) -> Any:
         """Run the operation and note new storages."""
@@ -94,7 +99,7 @@ class Live(TorchDispatchMode):
 
     def _note(self, storage: torch.UntypedStorage) -> None:
         key = storage._cdata
-        if key in self._sizes:
+        if key in self._sizes or key in self._given:
             return
         self._sizes[key] = storage.nbytes()
         self.now += storage.nbytes()
@@ -185,15 +190,10 @@ def study_stage(network: PreTrainedModel, work: Workload, *, on_cpu: bool = Fals
     decoded = [generation_bytes(network, *shape, new=work.new_tokens, on_cpu=on_cpu) for shape in shapes(work)]
     passes = max(*decoded, scoring_bytes(network, work, on_cpu=on_cpu))
     observed, learnt = work.observed * row, work.learnt * row
-    judged = observed + judging_bytes(learnt // _FLOAT)
+    judged = observed + learnt + 3 * learnt * _DOUBLE // _FLOAT
     scored = observed + work.scored * (2 + 2 * work.forced) * row
     compared = scored + kl_bytes(work.scored * work.forced * row // _FLOAT)
     return Stage("study", max(writers, passes), max(judged, compared))
-
-
-def judging_bytes(values: int) -> int:
-    """Return what log-odds hold of so many log-probabilities: joined together, and three times in float64."""
-    return values * (_FLOAT + 3 * _DOUBLE)
 
 
 def kl_bytes(values: int) -> int:
@@ -266,7 +266,7 @@ def shapes(work: Workload) -> tuple[tuple[int, int, bool], ...]:
 def run_to_last_block(network: PreTrainedModel, rows: int, tokens: int, *, padded: bool = False) -> Pass:
     """Return what a pass without a cache and without logits holds."""
     last = network.get_submodule(find_blocks(network)[-1])
-    with _Fused(), Live() as live:
+    with _Fused(), Live(network) as live:
         run_until(network, last, {**_inputs(rows, tokens), "use_cache": False}, hooks={})
     return Pass(live.peak + _mask(rows, tokens, padded=padded), 0, 0)
 
@@ -275,7 +275,7 @@ def run_to_logits(network: PreTrainedModel, rows: int, tokens: int, *, kept: int
     """Return what a pass holds that scores its last `kept` tokens, and what stays of it: logits, and the cache where one is kept."""
     options = {"logits_to_keep": kept} if accepts(network, "logits_to_keep") else {}
     inputs = _inputs(rows, tokens)
-    with torch.no_grad(), _Fused(), Live() as live:
+    with torch.no_grad(), _Fused(), Live(network) as live:
         output = network(**inputs, use_cache=cache, **options)
         logits, past = output.logits, output.get(cache_argument(network)) if cache else None
         del output

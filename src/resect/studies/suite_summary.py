@@ -31,7 +31,8 @@ def summary(results: Mapping[str, Json], suite: Suite, *, seed: int) -> tuple[Js
 def _arm(result: Json, suite: Suite, seed: int) -> Json:
     missing: list[str] = []
     judges = {name: _judge(name, found, suite, missing) for name, found in result["verdicts"].items()}
-    first = next((entry for entry in judges.values() if "error" not in entry), {})
+    # The first judge that scored anything: a rate of another judge is better than none.
+    first = next((entry for entry in judges.values() if any(entry.get(measure) for measure in RATES.values())), {})
     entry: Json = {measure: first.get(measure) for side, measure in RATES.items() if len(getattr(suite, side))}
     entry |= {"judges": judges, "agreement": _agreement(result["verdicts"], missing, seed)} if judges else {}
     entry |= _drift(result["drift"], suite, missing, seed)
@@ -93,6 +94,8 @@ def _drift(data: Json | None, suite: Suite, missing: list[str], seed: int) -> Js
             "its drift has no mean."
         )
         return {"kl_first_token": None, "kl_tokens": None}
+    if found.refusing is None:
+        missing.append("Drift is not split into refusing and answering: the base's responses taught no refusal tokens.")
     first, each = found.first(found.kl), found.per_response(found.kl)
     values = {"kl_first_token": (first, "nats"), "kl_tokens": (each, "nats per token")}
     return {name: mean_of(v.tolist(), unit=unit, seed=seed).to_json() for name, (v, unit) in values.items()} | {
