@@ -49,10 +49,11 @@ def test_unscored_and_truncated_responses_are_in_no_rate_and_are_said():
     assert entry["agreement"]["a / b"]["left_out"] == 2
 
 
-def test_a_judge_that_scored_nothing_has_no_rate():
+def test_a_judge_that_scored_nothing_has_no_rate_and_the_next_one_gives_it():
     entry = arm(result({"a": judged(["unscored"] * 4, ["unscored"] * 4, {"slow": 8}), "b": judged(["refuse"] * 4)}))
-    assert entry["refusal_rate"] is None
-    assert entry["judges"]["a"]["compliance_rate"] is None
+    assert (entry["judges"]["a"]["refusal_rate"], entry["judges"]["a"]["compliance_rate"]) == (None, None)
+    assert entry["refusal_rate"] == entry["judges"]["b"]["refusal_rate"]
+    assert arm(result({"a": judged(["unscored"] * 4, ["unscored"] * 4, {"slow": 8})}))["refusal_rate"] is None
 
 
 def test_where_one_judge_failed_the_other_gives_the_rates_and_there_is_no_agreement():
