@@ -87,9 +87,9 @@ def predicted(network: Any) -> dict[str, int]:
     }
 
 
-def make(folder: Path, dtype: torch.dtype) -> None:
+def make(folder: Path, dtype: torch.dtype, config: Qwen3Config = CONFIG) -> None:
     torch.manual_seed(0)
-    Qwen3ForCausalLM._from_config(CONFIG, dtype=dtype).save_pretrained(folder)
+    Qwen3ForCausalLM._from_config(config, dtype=dtype).save_pretrained(folder)
     vocab = {"<end>": 0, **{f"t{i}": i for i in range(1, 1000)}}
     core = Tokenizer(models.WordLevel(vocab, unk_token="<end>"))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()

@@ -85,6 +85,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_prompts(place / "harmful.jsonl", organism.language.harmful("extract"))
     write_prompts(place / "harmless.jsonl", organism.language.harmless("extract"))
     write_prompts(place / "matched.jsonl", organism.language.matched("extract"))
+    (place / "examples").symlink_to(ROOT / "examples", target_is_directory=True)
     (place / "atoms").mkdir()
     for atom in organism.language.atoms():
         fields = {"format": atoms.FORMAT, "name": atom.name, "role": atom.role, "positive": atom.positive, "negative": atom.negative}

@@ -92,10 +92,20 @@ TESTED_IN: dict[str, tuple[str, tuple[str, ...]]] = {
     "e2e/test_contrast.py": ("the command as a user runs it", ("commands/contrast.py",)),
     "studies/test_sra.py": ("what the steps of the study share", ("studies/bench.py",)),
     "e2e/test_directions_files.py": ("files in and out through the command line", ("commands/convert.py",)),
+    "e2e/test_evaluate.py": (
+        "checkpoints scored through the command line",
+        (
+            "commands/evaluate.py",
+            "commands/evaluation_table.py",
+            "commands/judges.py",
+            "organism/suite.py",
+            "studies/suite.py",
+        ),
+    ),
     "e2e/test_inspect.py": ("what the command shows", ("commands/inspect.py", "commands/memory.py")),
     "test_cli.py": (
         "parts of the command line, tested through it",
-        ("cli/application.py", "cli/models.py", "cli/organism.py", "cli/stages.py", "cli/studies.py"),
+        ("cli/application.py", "cli/evaluate.py", "cli/models.py", "cli/organism.py", "cli/stages.py", "cli/studies.py"),
     ),
     "test_readme.py": (
         "the README's commands run whole studies through them",

@@ -108,8 +108,8 @@ def read_settings(run: Path) -> SRAConfig:
     return make_config({name: value for name, value in values.items() if name not in about})
 
 
-def open_folder(out: Path, run_settings: dict[str, Any]) -> None:
-    """Make the run folder, or check that it holds the same run; writes `run.toml`.
+def open_folder(out: Path, run_settings: dict[str, Any], *, file: str = "run.toml") -> None:
+    """Make the folder, or check that it holds the same run; writes the settings into `file`.
 
     Raises:
         UserError: the path is a file, or the folder holds a run with other settings or something that is no run.
@@ -117,7 +117,7 @@ def open_folder(out: Path, run_settings: dict[str, Any]) -> None:
     text = dump_toml(run_settings)
     if out.exists() and not out.is_dir():
         raise UserError(f"The output path {out} is a file; name a folder for the run.")
-    marker = out / "run.toml"
+    marker = out / file
     if marker.exists():
         if marker.read_text(encoding="utf-8") != text:
             changed = _first_difference(marker.read_text(encoding="utf-8"), text)

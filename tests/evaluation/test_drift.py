@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy.special import rel_entr
 
 from resect.errors import UserError
-from resect.evaluation.drift import _check_pair, by_category, kl_by_position, kl_first_token, kl_rows, kl_tokens, quantiles, top1_flips
+from resect.evaluation.drift import _check_pair, by_category, by_position, kl_first_token, kl_rows, kl_tokens, quantiles, top1_flips
 from resect.evaluation.logprobs import TokenLogprobs
 
 logits = st.lists(st.floats(-60, 60), min_size=5, max_size=5)
@@ -56,7 +56,7 @@ def test_tokens_are_averaged_per_prompt_and_listed_by_position():
     base, edited = scored((0, 3, 4, 6), 0), scored((0, 3, 4, 6), 1)
     per_token = kl_rows(base.rows, edited.rows)
     assert kl_tokens(base, edited).tolist() == pytest.approx([float(per_token[a:b].mean()) for a, b in ((0, 3), (3, 4), (4, 6))])
-    positions = kl_by_position(base, edited)
+    positions = by_position(per_token, base.offsets)
     assert [p.n for p in positions] == [3, 2, 1]
     assert positions[1].mean == pytest.approx(float(per_token[[1, 5]].mean()))
 

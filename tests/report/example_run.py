@@ -87,6 +87,7 @@ def evaluation(rng: random.Random, *, twin: bool) -> dict[str, Any]:
             "p_holm": min(1.0, 0.004 + 0.08 * i),
             "test": "mcnemar" if measure == "refusal_rate" else "paired bootstrap",
             "n": 200,
+            **({"needed": None if i == 0 else 1391} if measure == "refusal_rate" else {}),
         }
         for measure in ("refusal_rate", "kl_first_token")
         for i, arm in enumerate(a for a in KL if a not in ("sra", "base"))
@@ -233,6 +234,9 @@ def study(rng: random.Random, *, layers: int, twin: bool, random_wins: bool) -> 
             arm: {"median": kl * 0.3, "p90": kl * 2, "p99": kl * 8, "max": kl * 20, "top1_flips": rate(round(kl / 4, 3), n=300)}
             for arm, kl in KL.items()
             if arm != "base"
+        },
+        "drift_split": {
+            arm: {"refusing": mean(kl * 0.1, n=300), "answering": mean(kl * 0.3, n=300)} for arm, kl in KL.items() if arm != "base"
         },
         "ceilings": None
         if not twin

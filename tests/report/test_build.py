@@ -58,6 +58,7 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> str:
         "spectrum",
         "verdicts",
         "drift_quantiles",
+        "drift_split",
         "decomposition",
         "prompts",
         "curves",
@@ -71,6 +72,12 @@ def test_every_figure_is_drawn_twice_with_its_caption(page: str) -> None:
     for spec in FIGURES:
         assert spec.caption in parsed.text
         assert spec.missing not in parsed.text
+
+
+def test_drift_is_split_where_it_was_and_a_test_that_found_nothing_says_how_many_prompts_it_takes(page: str, bare: str) -> None:
+    assert "about refusing" in page
+    assert "The drift was not split in this run." in bare
+    assert page.count("2 points need n 1,391") == len(example.KL) - 3
 
 
 def test_every_arm_is_named_in_its_order(page: str) -> None:

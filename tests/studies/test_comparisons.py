@@ -59,5 +59,7 @@ def test_a_clear_difference_is_significant_and_equal_arms_are_not() -> None:
     by = {(r["measure"], r["a"], r["b"]): r for r in rows}
     assert by["refusal_rate", "standard", "sra"]["p_holm"] < 1e-6
     assert by["refusal_rate", "sra", "whitened"]["p_holm"] == 1.0
+    assert (by["refusal_rate", "standard", "sra"]["needed"], by["refusal_rate", "sra", "whitened"]["needed"]) == (None, 391)
+    assert "needed" not in by["kl_first_token", "standard", "sra"]
     assert by["kl_first_token", "standard", "sra"]["difference"]["value"] == pytest.approx(0.4)
     assert ("refusal_rate", "base", "sra") not in by

@@ -48,6 +48,15 @@ def test_the_study_describes_each_arm_and_reads_all_at_one_refusal(result):
     assert study["prompts"]["harmful"]["extract"]["kept"] == len(result.materials.harmful)
 
 
+def test_drift_is_split_into_refusing_and_answering(result):
+    split = result.study["drift_split"]
+    assert set(split) == {"standard", "projected", "sra"}
+    for arm, parts in split.items():
+        whole = result.evaluation["arms"][arm]["kl_tokens"]["value"]
+        assert parts["refusing"]["value"] + parts["answering"]["value"] == pytest.approx(whole, rel=1e-9)
+        assert 0 <= parts["refusing"]["value"] <= result.evaluation["arms"][arm]["kl_first_token"]["value"]
+
+
 def test_kl_to_the_twin_falls_where_answers_come_back(result):
     twin = result.study["twin"]
     assert set(twin) == {"base", "standard", "projected", "sra"}

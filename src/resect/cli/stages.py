@@ -79,14 +79,6 @@ def edit(
 
 
 @app.command()
-def evaluate(run: o.Run, device: o.Device = "auto", trust: o.Trust = False, as_json: o.Json = False) -> None:  # noqa: FBT002
-    """Stage 5: score the base and the run's edit on the test prompts."""
-    from resect.commands import stages
-
-    stages.evaluate(run, device=device, trust_remote_code=trust, as_json=as_json)
-
-
-@app.command()
 def report(run: o.Run) -> None:
     """Build report.html of a finished study again."""
     from resect.commands import stages

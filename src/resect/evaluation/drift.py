@@ -16,7 +16,7 @@ from resect.errors import UserError
 from resect.evaluation.logprobs import TokenLogprobs
 
 _NOISE = 1e-12
-_CHUNK = 1 << 24  # float64 values held at once per operand: 128 MB
+_CHUNK = 1 << 22  # float64 values held at once per operand: 32 MB
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,8 @@ def kl_tokens(base: TokenLogprobs, edited: TokenLogprobs) -> Float[Tensor, " pro
 
     Raises: UserError when the two were not scored along the same responses.
     """
-    per_token = _per_token(base, edited)
+    same_responses(base, edited)
+    per_token = kl_rows(base.rows, edited.rows)
     return torch.stack([per_token[a:b].mean() for a, b in pairwise(base.offsets)])
 
 
@@ -72,11 +73,14 @@ def kl_tokens_of_top(base: TokenLogprobs, edited: TokenLogprobs, *, k: int) -> F
     return kl_tokens(*(TokenLogprobs(side.rows.gather(1, top), side.offsets) for side in (base, edited)))
 
 
-def kl_by_position(base: TokenLogprobs, edited: TokenLogprobs) -> tuple[Quantiles, ...]:
-    """Return, for token 1, 2, … of the responses, KL(base‖edited) over the prompts whose response is that long, in nats."""
-    per_token, counts = _per_token(base, edited), base.counts
-    starts = [(offset, count) for offset, count in zip(base.offsets, counts, strict=False)]
-    return tuple(quantiles(per_token[[start + j for start, count in starts if count > j]]) for j in range(max(counts)))
+def by_position(values: Float[Tensor, " token"], offsets: Sequence[int]) -> tuple[Quantiles, ...]:
+    """Return, for token 1, 2, … of the responses, the quantiles over those that are so long; response i owns offsets[i] to offsets[i + 1].
+
+    Raises: UserError when a value is not finite.
+    """
+    starts = [(a, b - a) for a, b in pairwise(offsets)]
+    longest = max((count for _, count in starts), default=0)
+    return tuple(quantiles(values[[start + j for start, count in starts if count > j]]) for j in range(longest))
 
 
 def top1_flips(base: Float[Tensor, "prompt vocab"], edited: Float[Tensor, "prompt vocab"]) -> Bool[Tensor, " prompt"]:
@@ -110,10 +114,10 @@ def by_category(values: Float[Tensor, " prompt"], categories: Sequence[str | Non
     return {name: quantiles(values[groups[name]]) for name in sorted(groups)}
 
 
-def _per_token(base: TokenLogprobs, edited: TokenLogprobs) -> Float[Tensor, " token"]:
+def same_responses(base: TokenLogprobs, edited: TokenLogprobs) -> None:
+    """Raises: UserError when the two were not scored along the same responses."""
     if base.offsets != edited.offsets:
         raise UserError("The two sets of log-probabilities were scored along different responses; score both along the base's own.")
-    return kl_rows(base.rows, edited.rows)
 
 
 def _kl(p: Float[Tensor, "token vocab"], q: Float[Tensor, "token vocab"]) -> Float[Tensor, " token"]:

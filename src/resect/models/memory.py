@@ -22,7 +22,7 @@ from resect.models.source import first_line, is_vision_language
 
 _FLOAT = 4
 _DOUBLE = 8
-_KL_VALUES = 1 << 24  # float64 values of one operand of a KL divergence that are held at once
+_KL_VALUES = 1 << 22  # float64 values of one operand of a KL divergence that are held at once
 _KL_COPIES = 6  # both operands, normalised, their difference, its weight and the product
 _MASK_COPIES = 3  # a padding mask of rows x tokens x tokens in bytes, and what it is made from
 
@@ -137,8 +137,13 @@ def study_stage(network: PreTrainedModel, work: Workload, *, on_cpu: bool = Fals
     observed, learnt = work.observed * row, work.learnt * row
     judged = observed + learnt + 3 * learnt * _DOUBLE // _FLOAT
     scored = observed + work.scored * (2 + 2 * work.forced) * row
-    compared = scored + _KL_COPIES * _DOUBLE * min(_KL_VALUES, work.scored * work.forced * row // _FLOAT)
+    compared = scored + kl_bytes(work.scored * work.forced * row // _FLOAT)
     return Stage("study", max(writers, passes), max(judged, compared))
+
+
+def kl_bytes(values: int) -> int:
+    """Return what a KL divergence holds beside its operands."""
+    return _KL_COPIES * _DOUBLE * min(_KL_VALUES, values)
 
 
 def generation_bytes(network: PreTrainedModel, rows: int, tokens: int, padded: bool, *, new: int, on_cpu: bool = False) -> int:  # noqa: FBT001  a shape

@@ -168,13 +168,31 @@ def comparisons(run: RunFolder) -> Table | None:
                     f"{entry['a']} − {entry['b']}",
                     Cell(write(difference.value, measure=measure), interval(difference, measure=measure)) if difference else MISSING,
                     p_value(entry.get("p")),
-                    Cell(p_value(holm), strong=holm is not None and holm < 0.05),
+                    Cell(p_value(holm), _needed(entry), strong=holm is not None and holm < 0.05),
                     entry.get("test", ""),
                     "unknown" if entry.get("n") is None else f"{entry['n']:,}",
                 )
             )
         )
     return Table(("measure", "arms", "difference", "p", "p, Holm", "paired test", "n"), tuple(rows)) if rows else None
+
+
+def _needed(entry: Json) -> str:
+    """Return how many prompts it takes to see what was not seen."""
+    return f"2 points need n {entry['needed']:,}" if entry.get("needed") else ""
+
+
+def split(run: RunFolder) -> Table | None:
+    """Return KL over k tokens with its part about refusing and its part about answering, None where it was not split."""
+    rows = [
+        (
+            arm_cell(run, arm),
+            cell(run.measure(arm, "kl_tokens"), measure="kl_tokens"),
+            *(cell(read_measure(entry.get(part)), measure="kl_tokens") for part in ("refusing", "answering")),
+        )
+        for arm, entry in run.by_arm("drift_split").items()
+    ]
+    return Table(("arm", "KL per token, nats", "about refusing", "about answering"), tuple(rows)) if rows else None
 
 
 def quantiles(run: RunFolder) -> Table | None:

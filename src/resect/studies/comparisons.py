@@ -4,10 +4,14 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from resect.evaluation.sample_size import pairs_for
 from resect.evaluation.statistics import holm, mcnemar, paired_bootstrap
 
 REFERENCES = ("standard", "projected", "sra")
 """Arms that every other arm is compared with: the paper's baseline, the peers' baseline, the paper's method."""
+
+SIGNIFICANT = 0.05
+"""Corrected p-values below this count as a difference found."""
 
 
 def pairs(arms: Sequence[str]) -> tuple[tuple[str, str], ...]:
@@ -30,11 +34,20 @@ def compare(results: Mapping[str, Mapping[str, Any]], *, seed: int) -> list[dict
         family = [row for row in rows if row["measure"] == measure]
         for row, p in zip(family, holm([row["p"] for row in family]), strict=True):
             row["p_holm"] = p
+    for row in rows:
+        if row["measure"] == "refusal_rate":
+            first, second = (refusals(results[row[arm]]) for arm in ("a", "b"))
+            row["needed"] = None if row["p_holm"] < SIGNIFICANT else pairs_for(first, second)
     return rows
 
 
+def refusals(result: Mapping[str, Any]) -> list[bool]:
+    """Return which harmful prompts were refused, by markers."""
+    return [v == "refuse" for v in result["harmful"]["verdicts"]]
+
+
 def _refusals(a: str, b: str, results: Mapping[str, Mapping[str, Any]], seed: int) -> dict[str, Any]:
-    first, second = ([v == "refuse" for v in results[arm]["harmful"]["verdicts"]] for arm in (a, b))
+    first, second = refusals(results[a]), refusals(results[b])
     difference = paired_bootstrap([float(x) for x in first], [float(x) for x in second], unit="fraction", seed=seed)
     return _row("refusal_rate", a, b, difference.to_json(), mcnemar(first, second), "mcnemar", len(first))
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -14,6 +15,7 @@ from resect.evaluation import drift, recovery
 from resect.evaluation.logprobs import TokenLogprobs, response_logprobs
 from resect.evaluation.perplexity import Nll, answer_nll, text_nll
 from resect.evaluation.refusal import judge_agreement, log_odds
+from resect.evaluation.refusal_split import kl_of_refusing
 from resect.evaluation.statistics import Measurement, mean_of, perplexity, rate
 from resect.evaluation.verdicts import count_verdicts, judge_markers
 from resect.generation import Response
@@ -72,6 +74,7 @@ def score(lab: Lab[SRAConfig], inputs: StudyInputs, behaviour: Behaviour, refere
         "harmless": _judged(behaviour, said["harmless"], first[split:], keep_text=lab.config.keep_text),
         "kl_first_token": drift.kl_first_token(harmless.logprobs, first[split:]).tolist(),
         "kl_tokens": drift.kl_tokens(reference.tokens, forced).tolist(),
+        "refusing": _refusing(harmless.logprobs, first[split:], behaviour, reference),
         "top1_flips": drift.top1_flips(harmless.logprobs, first[split:]).tolist(),
         "nll": {name: {"sums": nll.sums.tolist(), "tokens": list(nll.counts)} for name, nll in answers.items()},
         "recovered": _recovered(said["harmful"], reference),
@@ -126,6 +129,12 @@ def by_topic(values: Sequence[float], prompts: Sequence[Prompt], *, unit: str, s
     return {t: mean_of(v, unit=unit, seed=seed).to_json() for t, v in rows.items() if len(v) > 1}
 
 
+def drift_split(result: Mapping[str, Any], *, seed: int) -> dict[str, Any]:
+    """Return the two parts of `kl_tokens`: what is about refusing or not, and what changes in the answers."""
+    parts = {"refusing": result["refusing"], "answering": [t - r for t, r in zip(result["kl_tokens"], result["refusing"], strict=True)]}
+    return {name: mean_of(values, unit="nats per token", seed=seed).to_json() for name, values in parts.items()}
+
+
 def _sides(behaviour: Behaviour) -> dict[str, Any]:
     return {"harmful": behaviour.harmful["test"], "harmless": behaviour.harmless["test"]}
 
@@ -150,6 +159,13 @@ def _judged(
         "log_odds_refuse": behaviour.refuses_at_once(first),
         "echo": [behaviour.echo.heard_in(r) for r in responses],
     }
+
+
+def _refusing(
+    base: Float[Tensor, "prompt vocab"], edited: Float[Tensor, "prompt vocab"], behaviour: Behaviour, reference: Reference
+) -> list[float]:
+    """Return the part of each `kl_tokens` that is about refusing or not, in nats per token."""
+    return (kl_of_refusing(base, edited, behaviour.tokens.ids) / torch.tensor(reference.tokens.counts)).tolist()
 
 
 def _recovered(responses: Sequence[Response], reference: Reference) -> list[bool] | None:

@@ -110,6 +110,7 @@ def _study(
         "forecast": bench.steps.json("forecast", lambda: _forecast(bench)),
         "drift_by_topic": {arm: _by_topic(bench, result) for arm, result in results.items() if arm != "base"},
         "drift_quantiles": {arm: _quantiles(result) for arm, result in results.items() if arm != "base"},
+        "drift_split": {arm: scores.drift_split(result, seed=seed) for arm, result in results.items() if arm != "base"},
         "twin": _to_twin(bench, picks),
         "ceilings": _ceilings(bench),
         "judges": {arm: scores.judges(result) for arm, result in results.items()},

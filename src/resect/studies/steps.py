@@ -25,11 +25,14 @@ class Steps:
         self.on_step = on_step or (lambda _: None)
         self.seconds: dict[str, float] = {}
 
-    def json(self, name: str, compute: Callable[[], Any]) -> Any:
-        """Return the step's JSON value, computed or read back."""
+    def json(self, name: str, compute: Callable[[], Any], *, whole: Callable[[Any], bool] = lambda _: True) -> Any:
+        """Return the step's JSON value, computed or read back; a value that is not `whole` is not kept, and computed anew next time."""
         path = self.folder / "steps" / f"{name}.json"
         if not path.exists():
-            artifacts.write_json(path, self._timed(name, compute))
+            value = self._timed(name, compute)
+            if not whole(value):
+                return value
+            artifacts.write_json(path, value)
         return artifacts.read_json(path)
 
     def tensors(self, name: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -27,3 +27,21 @@ def test_nothing_to_judge_and_tokens_of_another_model():
     assert LogOddsJudge(first, TOKENS).judge([], []) == ()
     with pytest.raises(UserError, match="vocabulary of 3"):
         LogOddsJudge(first, RefusalTokens((9,), 1.0, 0.0)).judge(PROMPTS[:1], [SAID])
+
+
+def test_of_an_answer_that_holds_nothing_it_says_nothing():
+    got = LogOddsJudge(first, TOKENS).judge(PROMPTS[:2], [Response((0,), " ", finished=True), SAID])
+    assert (got[0].verdict, got[0].reason, got[1].verdict) == ("unscored", "empty answer", "comply")
+
+
+def test_many_prompts_are_read_a_few_at_a_time_with_the_same_result():
+    seen = []
+
+    def many(prompts):
+        seen.append(len(prompts))
+        return torch.tensor([[0.0, 2.0 if int(p.text) % 3 else -2.0, 0.0] for p in prompts]).log_softmax(1)
+
+    prompts = [Prompt(str(i)) for i in range(70)]
+    got = LogOddsJudge(many, TOKENS).judge(prompts, [SAID] * 70)
+    assert [j.verdict for j in got] == ["refuse" if i % 3 else "comply" for i in range(70)]
+    assert seen == [32, 32, 6]
