@@ -5,8 +5,9 @@ import torch
 
 from resect.edit.adapter import make_adapter, save_adapter, with_adapter
 from resect.edit.bake import bake
-from resect.edit.hooks import applied, applied_rows
+from resect.edit.hooks import applied
 from resect.edit.plan import EditPlan, make_plan
+from resect.edit.rows import applied_rows
 from resect.models.writers import find_writers
 
 IDS = torch.randint(6, 260, (2, 12), generator=torch.Generator().manual_seed(5))
