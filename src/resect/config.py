@@ -22,6 +22,9 @@ ARMS = (
 )
 """Every arm of the SRA study besides `base`, in the order of the tables."""
 
+SHORTCUTS = ("retire", "stop", "drafts", "memory", "rows", "lower_layers")
+"""What the engine may do to save time (`generation.Shortcuts`)."""
+
 
 class SRAConfig(BaseModel):
     """The settings of `resect sra`. No value of the paper is assumed where the paper gives none: those are options here."""
@@ -98,6 +101,8 @@ class SRAConfig(BaseModel):
     """Stride of that window: how many new tokens are scored each step."""
     batch_tokens: int = Field(default=8192, ge=1)
     """Most tokens (padding included) in one forward pass."""
+    shortcuts: tuple[str, ...] = SHORTCUTS
+    """What the engine may do to save time; empty decodes plainly, with the same tokens."""
     keep_text: bool = False
     """Keep prompts and responses in samples.jsonl; otherwise only hashes and verdicts are stored."""
 
@@ -108,6 +113,9 @@ class SRAConfig(BaseModel):
                 raise unknown_name("arm", arm, ARMS)
         if len(set(self.arms)) != len(self.arms) or not self.arms:
             raise UserError(f"arms must name at least one arm, each once; got {list(self.arms)}.")
+        for name in self.shortcuts:
+            if name not in SHORTCUTS:
+                raise unknown_name("shortcut", name, SHORTCUTS)
         if isinstance(self.position, int) and self.position >= 0:
             raise UserError(f"position {self.position} is not allowed; use last, last_user, mean or a negative integer (-1 is last).")
         _check_numbers(self)

@@ -4,9 +4,10 @@ Decoding is always the argmax of the raw logits: temperature, penalties and othe
 they would make two arms differ for reasons other than the edit.
 """
 
+from resect.generation.decoding import Stop
 from resect.generation.drafts import Drafts
 from resect.generation.engine import respond
 from resect.generation.response import Response, read
 from resect.generation.shortcuts import NONE, Shortcuts
 
-__all__ = ["NONE", "Drafts", "Response", "Shortcuts", "read", "respond"]
+__all__ = ["NONE", "Drafts", "Response", "Shortcuts", "Stop", "read", "respond"]

@@ -26,8 +26,10 @@ class Drafts:
         self._offered = self._accepted = _TRUST
 
     def learn(self, prompt: Rendered, response: Ids) -> None:
-        """Remember a response to a prompt."""
+        """Remember a response to a prompt, unless a longer one that begins with it is known."""
         known = self._known.setdefault(tuple(prompt.ids), [])
+        if any(k != response and k[: len(response)] == response for k in known):
+            return
         if response in known:
             known.remove(response)
         known.insert(0, response)

@@ -11,7 +11,7 @@ from resect.config import SRAConfig
 from resect.edit import hooks
 from resect.edit.plan import EditPlan
 from resect.evaluation.logprobs import next_token_logprobs
-from resect.generation import Response, read, respond
+from resect.generation import Drafts, Response, Shortcuts, Stop, read, respond
 from resect.models.chat import Rendered, render
 from resect.models.load import ChatModel
 from resect.models.writers import Writer, find_writers
@@ -20,15 +20,21 @@ from resect.prompts import Prompt
 
 @dataclass(eq=False)
 class Lab:
-    """Model, writers and settings together; the only state is the memo of rendered prompts."""
+    """Model, writers and settings together; the only state is what is remembered: rendered prompts, and responses as drafts.
+
+    Drafts are shared by the model, its edits and its twin: what one of them answers another often answers too.
+    """
 
     model: ChatModel
     config: SRAConfig
     writers: tuple[Writer, ...] = field(init=False)
+    drafts: Drafts = field(init=False, default_factory=Drafts)
+    shortcuts: Shortcuts = field(init=False)
     _rendered: dict[Prompt, Rendered] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self.writers = find_writers(self.model)
+        self.shortcuts = Shortcuts.only(self.config.shortcuts)
 
     @property
     def layers(self) -> int:
@@ -44,9 +50,19 @@ class Lab:
             self._rendered.update(zip(new, rendered, strict=True))
         return tuple(self._rendered[p] for p in wanted)
 
-    def respond(self, prompts: Iterable[Prompt], *, max_new_tokens: int, model: ChatModel | None = None) -> tuple[Response, ...]:
+    def respond(
+        self, prompts: Iterable[Prompt], *, max_new_tokens: int, model: ChatModel | None = None, stop: Stop | None = None
+    ) -> tuple[Response, ...]:
         """Return the greedy responses of the model as it is now (inside `edited`, of the edited one), or of another model."""
-        return respond(model or self.model, self.render(prompts), max_new_tokens=max_new_tokens, batch_tokens=self.config.batch_tokens)
+        return respond(
+            model or self.model,
+            self.render(prompts),
+            max_new_tokens=max_new_tokens,
+            batch_tokens=self.config.batch_tokens,
+            stop=stop if self.shortcuts.stop else None,
+            drafts=self.drafts,
+            shortcuts=self.shortcuts,
+        )
 
     def first_logprobs(self, prompts: Iterable[Prompt]) -> Float[Tensor, "prompt vocab"]:
         """Return the log-probabilities of the first response token."""

@@ -12,6 +12,7 @@ from itertools import product
 from typing import Any
 
 from resect.evaluation import drift
+from resect.evaluation.settled import stop_when_settled
 from resect.evaluation.statistics import mean_of, rate
 from resect.evaluation.verdicts import judge_markers
 from resect.studies.arms import Choice, Recipe, places
@@ -23,12 +24,13 @@ from resect.studies.lab import Lab
 class Candidate:
     """One choice with what validation says of it: which harmful prompts refuse, and the mean first-token KL on harmless ones.
 
-    `refused` is by log-odds after the screen, by either judge after `verify`.
+    `refused` is by log-odds after the screen, by either judge after `verify`; `kls` are the KLs that `kl` is the mean of.
     """
 
     choice: Choice
     refused: tuple[bool, ...]
     kl: float
+    kls: tuple[float, ...] = ()
 
     @property
     def refusal(self) -> float:
@@ -49,7 +51,7 @@ def select(lab: Lab, recipes: Recipes, behaviour: Behaviour) -> dict[str, Any]:
         "choice": asdict(best.choice),
         "feasible": best.refusal <= limit,
         "candidates": len(candidates),
-        "validation": figures(lab, recipes, best.choice, behaviour),
+        "validation": figures(lab, best),
         "grid": [{**asdict(c.choice), "refusal": c.refusal, "kl": c.kl} for c in candidates],
     }
 
@@ -106,27 +108,24 @@ def screen(lab: Lab, recipes: Recipes, choice: Choice, behaviour: Behaviour) -> 
     split = len(harmful.prompts)
     refused = behaviour.refuses_at_once(logprobs[:split])
     kl = drift.kl_first_token(harmless.logprobs, logprobs[split:])
-    return Candidate(choice, tuple(refused), float(kl.mean()))
+    return Candidate(choice, tuple(refused), float(kl.mean()), tuple(kl.tolist()))
 
 
 def verify(lab: Lab, recipes: Recipes, candidate: Candidate, behaviour: Behaviour) -> Candidate:
     """Return the candidate with refusals read on responses too: a prompt that either judge calls refused is refused."""
     choice, prompts = candidate.choice, behaviour.harmful["validation"].prompts
+    asked = prompts.where([not refused for refused in candidate.refused])
     with lab.edited(recipes[choice.softness].plan(lab.writers, choice)):
-        responses = lab.respond(prompts, max_new_tokens=lab.config.opening_tokens)
-    by_markers = (v == "refuse" for v in judge_markers(responses))
-    return replace(candidate, refused=tuple(a or b for a, b in zip(candidate.refused, by_markers, strict=True)))
+        responses = lab.respond(asked, max_new_tokens=lab.config.opening_tokens, stop=stop_when_settled(lab.model, refusal_only=True))
+    by_markers = iter([v == "refuse" for v in judge_markers(responses)])
+    return replace(candidate, refused=tuple(refused or next(by_markers) for refused in candidate.refused))
 
 
-def figures(lab: Lab, recipes: Recipes, choice: Choice, behaviour: Behaviour) -> dict[str, Any]:
-    """Return a choice's validation figures with their intervals; refusals by either judge."""
-    candidate = verify(lab, recipes, screen(lab, recipes, choice, behaviour), behaviour)
-    harmless = behaviour.harmless["validation"]
-    with lab.edited(recipes[choice.softness].plan(lab.writers, choice)):
-        kl = drift.kl_first_token(harmless.logprobs, lab.first_logprobs(harmless.prompts))
+def figures(lab: Lab, candidate: Candidate) -> dict[str, Any]:
+    """Return a verified candidate's figures with their intervals."""
     return {
         "refusal_rate": rate(candidate.refused).to_json(),
-        "kl_first_token": mean_of(kl.tolist(), unit="nats", seed=lab.config.seed).to_json(),
+        "kl_first_token": mean_of(candidate.kls, unit="nats", seed=lab.config.seed).to_json(),
     }
 
 
