@@ -103,7 +103,8 @@ CROSS_CUTTING = {"edit/test_forms.py", "test_cli.py", "test_structure.py", "test
 
 # Values are frozen; what has state says so here.
 STATEFUL = {
-    ("studies/lab.py", "Lab"): "the memo of rendered prompts",
+    ("models/lower.py", "_Kept"): "what one batch left behind, gathered block by block",
+    ("studies/lab.py", "Lab"): "the memo of rendered prompts, and responses as drafts",
 }
 # The maths and the plan: public signatures name every axis, but for what crosses a file's boundary.
 MATHS = ("directions/", "cleaning/", "edit/algebra.py", "edit/plan.py", "edit/strength.py", "edit/oblique.py")

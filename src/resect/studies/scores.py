@@ -130,12 +130,14 @@ def _sides(behaviour: Behaviour) -> dict[str, Any]:
 
 
 def _forced(lab: Lab, model: ChatModel, prompts: Sequence[Prompt], responses: Sequence[Response]) -> TokenLogprobs:
-    return response_logprobs(model, lab.render(prompts), responses, k=lab.config.kl_tokens, batch_tokens=lab.config.batch_tokens)
+    with lab.scoring():
+        return response_logprobs(model, lab.render(prompts), responses, k=lab.config.kl_tokens, batch_tokens=lab.config.batch_tokens)
 
 
 def _answers(lab: Lab, prompts: Sequence[Prompt]) -> Nll:
     answers = [p.response or "" for p in prompts]
-    return answer_nll(lab.model, lab.render(prompts), answers, batch_tokens=lab.config.batch_tokens)
+    with lab.scoring():
+        return answer_nll(lab.model, lab.render(prompts), answers, batch_tokens=lab.config.batch_tokens)
 
 
 def _judged(

@@ -71,12 +71,13 @@ def _rise(lab: Lab, recipes: Recipes, place: Choice, behaviour: Behaviour) -> It
     The second is kept because the screen reads one token, and the first may turn out too weak on whole responses.
     """
     working = 0
-    for gamma in sorted(lab.config.strengths):
-        candidate = screen(lab, recipes, replace(place, gamma=gamma), behaviour)
-        yield candidate
-        working += candidate.refusal <= lab.config.max_refusal
-        if working == 2:
-            return
+    rising = [replace(place, gamma=gamma) for gamma in sorted(lab.config.strengths)]
+    for together in (rising[i : i + lab.at_once] for i in range(0, len(rising), lab.at_once)):
+        for candidate in screen(lab, recipes, together, behaviour):
+            yield candidate
+            working += candidate.refusal <= lab.config.max_refusal
+            if working == 2:
+                return
 
 
 def _first_that_works(lab: Lab, recipes: Recipes, ranked: Sequence[Candidate], behaviour: Behaviour) -> Candidate:
@@ -99,16 +100,15 @@ def _order(refusal: float, kl: float, limit: float) -> tuple[bool, float, float]
     return (not works, 0.0 if works else refusal, kl)
 
 
-def screen(lab: Lab, recipes: Recipes, choice: Choice, behaviour: Behaviour) -> Candidate:
-    """Return the candidate's refusal rate by log-odds and its mean first-token KL, from one pass over both sides."""
+def screen(lab: Lab, recipes: Recipes, choices: Sequence[Choice], behaviour: Behaviour) -> list[Candidate]:
+    """Return each candidate's refusal rate by log-odds and its mean first-token KL, from one pass over both sides."""
     harmful, harmless = behaviour.harmful["validation"], behaviour.harmless["validation"]
-    prompts = [*harmful.prompts, *harmless.prompts]
-    with lab.edited(recipes[choice.softness].plan(lab.writers, choice)):
-        logprobs = lab.first_logprobs(prompts)
-    split = len(harmful.prompts)
-    refused = behaviour.refuses_at_once(logprobs[:split])
-    kl = drift.kl_first_token(harmless.logprobs, logprobs[split:])
-    return Candidate(choice, tuple(refused), float(kl.mean()), tuple(kl.tolist()))
+    plans = [recipes[choice.softness].plan(lab.writers, choice) for choice in choices]
+    split, found = len(harmful.prompts), []
+    for choice, logprobs in zip(choices, lab.first_logprobs_of([*harmful.prompts, *harmless.prompts], plans), strict=True):
+        kl = drift.kl_first_token(harmless.logprobs, logprobs[split:])
+        found.append(Candidate(choice, tuple(behaviour.refuses_at_once(logprobs[:split])), float(kl.mean()), tuple(kl.tolist())))
+    return found
 
 
 def verify(lab: Lab, recipes: Recipes, candidate: Candidate, behaviour: Behaviour) -> Candidate:

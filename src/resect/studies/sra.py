@@ -195,7 +195,7 @@ def _lambda_sweep(bench: Bench, picks: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _validated(bench: Bench, made: selection.Recipes, choice: Choice) -> dict[str, Any]:
-    candidate = selection.screen(bench.lab, made, choice, bench.behaviour)
+    (candidate,) = selection.screen(bench.lab, made, [choice], bench.behaviour)
     return selection.figures(bench.lab, selection.verify(bench.lab, made, candidate, bench.behaviour))
 
 
