@@ -92,7 +92,7 @@ class Lab:
 
     @property
     def at_once(self) -> int:
-        """How many edits share a batch: several on an accelerator, which small batches leave idle; one on a processor, which is busy anyway."""
+        """How many edits share a batch: several on an accelerator, which small batches leave idle, one on a processor, busy anyway."""
         return EDITS_AT_ONCE if self.shortcuts.rows and self.model.device.type != "cpu" else 1
 
     def read(self, prompts: Sequence[Prompt], tokens: Sequence[Sequence[int]]) -> tuple[Response, ...]:
