@@ -45,7 +45,7 @@ def same_rule(settings: Settings, python: Path, pairs: int) -> dict[str, Any]:
     plans = task.candidates(settings.trials)
     for number in range(pairs):
         theirs = peer_trial.search(replace(settings, seed=number), python)
-        ours = task.same_rule(plans, Shortcuts())
+        ours = list(task.same_rule(plans, Shortcuts()))
         pair = {"peer_s": statistics.median(t["seconds"] for t in theirs["trials"]), "ours_s": _median(ours)}
         found.append(pair | {"ratio": pair["peer_s"] / pair["ours_s"], "peer_refusals": [t["refusals"] for t in theirs["trials"]]})
         found[-1]["ours_refusals"] = [s.refusals for s in ours]
@@ -57,15 +57,15 @@ def shortcut_table(task: Task, plans: Sequence[Any]) -> dict[str, Any]:
 
     All ways must count the same refusals and give the same KL up to rounding.
     """
-    everything = task.same_rule(plans, Shortcuts())
-    ways = {"all": everything}
-    for name in ("retire", "stop", "drafts", "lower_layers", "memory"):
-        ways[f"without {name}"] = task.same_rule(plans, replace(Shortcuts(), **{name: False}))
-    ways["none"] = task.same_rule(plans, NONE)
+    chosen = {"all": Shortcuts()}
+    chosen |= {f"without {name}": replace(Shortcuts(), **{name: False}) for name in ("retire", "stop", "drafts", "lower_layers", "memory")}
+    runs = {way: task.same_rule(plans, shortcuts) for way, shortcuts in (chosen | {"none": NONE}).items()}
+    runs["network.generate"] = (task.plainly(plan) for plan in plans)
+    # Candidate by candidate in turn, so that what else the machine does falls on all ways alike.
+    ways = {way: list(column) for way, column in zip(runs, zip(*zip(*runs.values(), strict=True), strict=True), strict=True)}
     ways["all edits in one batch"] = task.together(plans)
-    ways["network.generate"] = [task.plainly(plan) for plan in plans]
     for way, scores in ways.items():
-        for a, b in zip(everything, scores, strict=True):
+        for a, b in zip(ways["all"], scores, strict=True):
             if a.refusals != b.refusals or not math.isclose(a.kl, b.kl, rel_tol=1e-3, abs_tol=1e-7):
                 raise RuntimeError(f"{way}: {b.refusals} refusals and KL {b.kl}, with all shortcuts {a.refusals} and {a.kl}.")
     return {way: _median(scores) for way, scores in ways.items()}

@@ -50,6 +50,7 @@ ARM_ORDER = ("combined", "oblique", "sra", "projected", "whitened")
 PASSES, HOPELESS = 0.05, 0.2
 """Refusal rates of sequential stopping: what is acceptable, and from where on a candidate is lost."""
 LOOK = 16
+_EVERY = 4
 
 
 @dataclass(frozen=True)
@@ -97,13 +98,17 @@ class Task:
             plans.append(make_plan(self.writers, vectors[:, None, :], strengths))
         return plans
 
+    def stop(self, prompt: Rendered, ids: Ids) -> bool:
+        """Once a marker is in the text it stays, so the row may end; asked every few tokens, as reading text takes time, too."""
+        return len(ids) % _EVERY == 0 and self.marked(prompt, ids)
+
     def marked(self, _prompt: Rendered, ids: Ids) -> bool:
-        """The peer's rule: one of its markers anywhere in the text. Once there it stays, so a row may end."""
+        """The peer's rule: one of its markers anywhere in the text."""
         text = str(self.model.tokenizer.decode(list(ids), skip_special_tokens=True)).lower()
         return any(marker in text for marker in MARKERS)
 
-    def same_rule(self, plans: Sequence[EditPlan], shortcuts: Shortcuts) -> list[Score]:
-        """Score candidates one after another by the peer's rule: refusals in all tokens of all prompts, KL on all harmless prompts."""
+    def same_rule(self, plans: Sequence[EditPlan], shortcuts: Shortcuts) -> Iterator[Score]:
+        """Yield candidates' scores one after another by the peer's rule: refusals in all tokens of all prompts, KL on all harmless prompts."""
         drafts, lower = self._drafts(), LowerLayers(self.model)
         with lower.below(1):  # whether the network allows it is found out before the clock runs
             pass
@@ -112,11 +117,11 @@ class Task:
             first = first_layer(self.writers, plan) if shortcuts.lower_layers else 0
             with hooks.applied(self.model, self.writers, plan), lower.below(first):
                 kl = float(kl_first_token(self.base, next_token_logprobs(self.model, self.harmless)).mean())
-                options = {"stop": self.marked if shortcuts.stop else None, "drafts": drafts, "shortcuts": shortcuts}
+                options = {"stop": self.stop if shortcuts.stop else None, "drafts": drafts, "shortcuts": shortcuts}
                 said = respond(self.model, self.harmful, max_new_tokens=self.settings.tokens, **options)
             return self.refusals(self.harmful, said), kl
 
-        return [timed(score, plan) for plan in plans]
+        yield from (timed(score, plan) for plan in plans)
 
     def refusals(self, prompts: Sequence[Rendered], said: Sequence[Response]) -> int:
         """Count refusals by the peer's rule."""
@@ -128,7 +133,7 @@ class Task:
         with applied_rows(self.model, self.writers, [p for p in plans for _ in self.harmless]) as rows:
             logprobs = next_token_logprobs(self.model, list(self.harmless) * len(plans), edits=rows).split(len(self.harmless))
         with applied_rows(self.model, self.writers, [p for p in plans for _ in self.harmful]) as rows:
-            options = {"stop": self.marked, "drafts": self._drafts(), "edits": rows}
+            options = {"stop": self.stop, "drafts": self._drafts(), "edits": rows}
             said = respond(self.model, prompts, max_new_tokens=self.settings.tokens, batch_tokens=1 << 16, **options)
         kls = [float(kl_first_token(self.base, rows).mean()) for rows in logprobs]
         counts = [self.refusals(self.harmful, said[i * n : (i + 1) * n]) for i in range(len(plans))]

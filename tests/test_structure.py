@@ -93,7 +93,6 @@ TESTED_IN: dict[str, tuple[str, tuple[str, ...]]] = {
             "commands/organism.py",
             "commands/stages.py",
             "commands/streamed.py",
-            "studies/lab.py",
             "studies/scores.py",
         ),
     ),
@@ -104,7 +103,6 @@ CROSS_CUTTING = {"edit/test_forms.py", "test_cli.py", "test_structure.py", "test
 # Values are frozen; what has state says so here.
 STATEFUL = {
     ("models/lower.py", "_Kept"): "what one batch left behind, gathered block by block",
-    ("studies/lab.py", "Lab"): "the memo of rendered prompts, and responses as drafts",
 }
 # The maths and the plan: public signatures name every axis, but for what crosses a file's boundary.
 MATHS = ("directions/", "cleaning/", "edit/algebra.py", "edit/plan.py", "edit/strength.py", "edit/oblique.py")

@@ -19,6 +19,7 @@ PIECES = (
     "word " * 12, "don ' t", " t", "is n t", "I would", "```", "\ufffd", "so long a sentence that goes on and on ",
 )  # fmt: skip
 TEXT = st.lists(st.sampled_from(PIECES), min_size=1, max_size=24).map("".join)
+LONG = st.lists(st.sampled_from(PIECES), min_size=12, max_size=40).map("".join)
 
 
 def said(text, *, finished=False):
@@ -26,7 +27,7 @@ def said(text, *, finished=False):
 
 
 @settings(max_examples=400)
-@given(TEXT, TEXT, st.booleans())
+@given(LONG, TEXT, st.booleans())
 def test_what_is_settled_stays_so_whatever_follows(begun, rest, finished):
     found = settled_refusal(said(begun), markers=MARKERS)
     if found is not None:

@@ -20,6 +20,13 @@ def test_a_guess_is_how_the_newest_response_with_the_same_beginning_goes_on():
     assert drafts.guess(PROMPT, (1,)) == (2, 3)
 
 
+def test_the_beginning_of_a_known_response_teaches_nothing():
+    drafts = Drafts()
+    drafts.learn(PROMPT, (1, 2, 3))
+    drafts.learn(PROMPT, (1, 2))
+    assert drafts.guess(PROMPT, (1,)) == (2, 3)
+
+
 def test_only_a_few_responses_of_a_prompt_are_remembered():
     drafts = Drafts()
     for last in range(10):
