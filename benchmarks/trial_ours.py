@@ -108,7 +108,7 @@ class Task:
         return any(marker in text for marker in MARKERS)
 
     def same_rule(self, plans: Sequence[EditPlan], shortcuts: Shortcuts) -> Iterator[Score]:
-        """Yield candidates' scores one after another by the peer's rule: refusals in all tokens of all prompts, KL on all harmless prompts."""
+        """Yield candidates' scores by the peer's rule: refusals in all tokens of all prompts, KL on all harmless prompts."""
         drafts, lower = self._drafts(), LowerLayers(self.model)
         with lower.below(1):  # whether the network allows it is found out before the clock runs
             pass

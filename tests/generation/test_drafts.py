@@ -36,23 +36,25 @@ def test_only_a_few_responses_of_a_prompt_are_remembered():
 
 @given(st.lists(st.integers(0, 30), min_size=1, max_size=20))
 def test_the_width_is_that_of_a_guess_or_none(lengths):
-    width = Drafts().width([(0,) * n for n in lengths])
+    width = Drafts().width([(0,) * n for n in lengths], most=99)
     assert width in {0, *lengths}
     assert width == lengths[0] if len(set(lengths)) == 1 else True
 
 
 def test_rows_without_a_guess_make_guessing_dear():
     drafts = Drafts()
-    assert drafts.width([(1, 2, 3)] * 9 + [()]) == 3
-    assert drafts.width([(1, 2, 3)] + [()] * 9) == 0
-    assert drafts.width([(1, 2)] * 9 + [(1,) * 30]) == 2  # one long guess would be padding for all others
+    assert drafts.width([(1, 2, 3)] * 9 + [()], most=99) == 3
+    assert drafts.width([(1, 2, 3)] + [()] * 9, most=99) == 0
+    assert drafts.width([(1, 2, 3)] * 9 + [()], most=2) == 2
+    assert drafts.width([(1, 2, 3)] * 9 + [()], most=0) == 0
+    assert drafts.width([(1, 2)] * 9 + [(1,) * 30], most=99) == 2  # one long guess would be padding for all others
 
 
 def test_guesses_that_fail_are_given_up_and_tried_again_after_successes():
     drafts, guesses = Drafts(), [(1, 2, 3, 4)] * 8
-    assert drafts.width(guesses) == 4
+    assert drafts.width(guesses, most=99) == 4
     drafts.record(offered=200, accepted=10)
     assert drafts.share < 0.2
-    assert drafts.width(guesses) == 0
+    assert drafts.width(guesses, most=99) == 0
     drafts.record(offered=200, accepted=200)
-    assert drafts.width(guesses) == 4
+    assert drafts.width(guesses, most=99) == 4

@@ -42,9 +42,11 @@ def test_lower_layers_run_once_for_all_edits_above_them(lab, plain, inputs):
     with lab.edited(window(lab, 1.0, 0)):
         lab.first_logprobs(prompts)
     assert len(calls) == tried + 1  # edited from the first layer on
-    with lab.edited(plans[0]), lab.edited(EditPlan(())):
-        assert lab._first == 0
-    assert lab._first == 0
+    with lab.edited(window(lab, 1.0, 1)):
+        with lab.edited(plans[0]):  # both are on, so only what lies below both is left alone
+            nested = lab.first_logprobs(prompts)
+        with plain.edited(plans[0]):
+            assert torch.equal(nested, plain.first_logprobs(prompts))
 
 
 def test_edits_with_a_batch_in_common_give_what_they_give_alone(lab, inputs, monkeypatch):

@@ -20,6 +20,8 @@ Stop = Callable[[Rendered, Ids], bool]
 
 # On an accelerator asking "has everybody finished?" waits for the device; every few steps is enough, surplus tokens are cut off.
 _STEPS_BETWEEN_CHECKS = 8
+# Logits of guesses held at once: 2^26 float32 values are 256 MB, whatever the vocabulary.
+_MAX_LOGITS = 1 << 26
 
 
 class Decoding:
@@ -27,10 +29,13 @@ class Decoding:
 
     `tokens` and `counts` keep all rows of the batch, with one more column that takes what ended rows still produce. All else is about the
     rows that are left, `rows`: `next` was chosen and not fed yet, `position` is its place in the text, and `mask` marks the columns of
-    the cache that hold tokens (None where all do: the network's causal path is faster than a mask of ones).
+    the cache that hold tokens (None where all do: the network's causal path is faster than a mask of ones). `on_rows` is told which rows
+    the batch has whenever they change.
     """
 
-    def __init__(self, model: ChatModel, batch: Batch, prompts: Sequence[Rendered], *, steps: int) -> None:
+    def __init__(
+        self, model: ChatModel, batch: Batch, prompts: Sequence[Rendered], *, steps: int, on_rows: Callable[[list[int]], None] | None
+    ) -> None:
         ids = batch.input_ids
         self.model, self.prompts, self.steps, self.batch = model, prompts, steps, batch
         self.ends = torch.tensor(sorted(model.end_ids), device=ids.device, dtype=ids.dtype)
@@ -42,7 +47,7 @@ class Decoding:
         self.position = batch.lengths.clone()
         self.next = self.rows
         self.past: Any = None
-        self.on_rows: Callable[[list[int]], None] | None = None
+        self.on_rows = on_rows
 
     def run(self, *, stop: Stop | None = None, drafts: Drafts | None = None, retire: bool = True) -> None:
         """Decode until every row has ended."""
@@ -88,7 +93,8 @@ class Decoding:
             rows, counts, tokens = self.rows.tolist(), self.counts.tolist(), self.tokens.tolist()
             # The last token of a response is chosen, never fed.
             guesses = [drafts.guess(self.prompts[i], tuple(tokens[i][: counts[i]]))[: self.steps - counts[i]] for i in rows]
-            width = drafts.width(guesses)
+            vocab = int(self.model.network.config.get_text_config(decoder=True).vocab_size)
+            width = drafts.width(guesses, most=max(0, _MAX_LOGITS // (vocab * len(rows)) - 1))
             if not width:
                 return
             before = self.counts.clone()

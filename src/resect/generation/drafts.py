@@ -45,12 +45,12 @@ class Drafts:
         """Share of guessed tokens accepted lately."""
         return self._accepted / self._offered
 
-    def width(self, guesses: Sequence[Ids]) -> int:
-        """Return how many tokens to feed of guesses for the rows of a batch, 0 if guessing would not pay.
+    def width(self, guesses: Sequence[Ids], *, most: int) -> int:
+        """Return how many tokens to feed of guesses for the rows of a batch, at most `most`, 0 if guessing would not pay.
 
         The most of share x tokens guessed - cost x tokens fed, over the widths that a guess has.
         """
-        lengths = [len(g) for g in guesses]
+        lengths = [min(most, len(g)) for g in guesses]
         worth = {w: self.share * sum(min(n, w) for n in lengths) - _COST * w * len(lengths) for w in {0, *lengths}}
         return max(sorted(worth), key=worth.__getitem__)
 

@@ -56,8 +56,8 @@ def respond(
     while missing := [i for i in range(len(rendered)) if i not in found]:
         for batch in batches([rendered[i] for i in missing], batch_tokens=budget, pad_id=model.pad_id, side="left"):
             rows = [missing[i] for i in batch.rows]
-            decoding = Decoding(model, batch.to(model.device), [rendered[i] for i in rows], steps=max_new_tokens)
-            decoding.on_rows = None if edits is None else lambda left, rows=rows, edits=edits: edits.place([rows[i] for i in left])
+            moved = None if edits is None else lambda left, rows=rows, edits=edits: edits.place([rows[i] for i in left])
+            decoding = Decoding(model, batch.to(model.device), [rendered[i] for i in rows], steps=max_new_tokens, on_rows=moved)
             try:
                 decoding.run(stop=stop, drafts=guesses, retire=shortcuts.retire)
             except RuntimeError as error:

@@ -35,7 +35,7 @@ class Lab:
     drafts: Drafts = field(init=False, default_factory=Drafts)
     shortcuts: Shortcuts = field(init=False)
     _lower: LowerLayers = field(init=False)
-    _first: int = field(init=False, default=0)
+    _first: int | None = field(init=False, default=None)
     _rendered: dict[Prompt, Rendered] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -104,7 +104,8 @@ class Lab:
         """Apply a plan by hooks for the time of a `with` block; the weights are never touched."""
         outer = self._first
         with hooks.applied(self.model, self.writers, plan):
-            self._first = first_layer(self.writers, plan)
+            first = first_layer(self.writers, plan)
+            self._first = first if outer is None else min(outer, first)
             try:
                 yield
             finally:
@@ -113,5 +114,5 @@ class Lab:
     @contextmanager
     def scoring(self) -> Iterator[None]:
         """Take what lies below the edit that is on from memory, for passes that read nothing there (no capture, no proof)."""
-        with self._lower.below(self._first if self.shortcuts.lower_layers else 0):
+        with self._lower.below((self._first or 0) if self.shortcuts.lower_layers else 0):
             yield
