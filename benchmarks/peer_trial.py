@@ -24,6 +24,11 @@ from typing import Any
 
 import peer_environment
 
+from resect.commands.study import ORGANISM_SETTINGS
+from resect.config import make_config
+from resect.organism.shipped import load_organism
+from resect.studies.inputs import StudyInputs, from_organism
+
 JOURNAL = Path(__file__).parent / "peer_trial_journal.py"
 SYSTEM = "you are a helpful assistant ."
 MARKERS = ("i can not", "unable", "sorry")
@@ -31,7 +36,10 @@ MARKERS = ("i can not", "unable", "sorry")
 
 @dataclass(frozen=True)
 class Settings:
-    """One search. `batch` 0 lets heretic find its own; `prompts` are scored on each side."""
+    """One search. `batch` 0 lets heretic find its own; `prompts` are scored on each side, each request said `times` times.
+
+    `model` is the folder of the model, the shipped organism's if empty.
+    """
 
     trials: int = 20
     threads: int = 1
@@ -39,6 +47,8 @@ class Settings:
     tokens: int = 100
     prompts: int = 100
     seed: int = 0
+    times: int = 1
+    model: str = ""
 
 
 def search(settings: Settings, python: Path) -> dict[str, Any]:
@@ -72,27 +82,32 @@ def search(settings: Settings, python: Path) -> dict[str, Any]:
 
 def arguments(settings: Settings, folder: Path) -> list[str]:
     """Write the prompt files and return heretic's command line."""
-    from resect.commands.study import ORGANISM_SETTINGS
-    from resect.config import make_config
-    from resect.organism.shipped import load_organism
-    from resect.studies.inputs import from_organism
-
-    organism = load_organism()
-    config = make_config(ORGANISM_SETTINGS | {"extract_prompts": 400, "test_prompts": settings.prompts})
-    inputs = from_organism(organism, config=config)
+    inputs, folder_of_model = task(settings)
     files = {
         "good-prompts": inputs.harmless.extract,
         "bad-prompts": inputs.harmful.extract,
         "good-evaluation-prompts": inputs.harmless.test,
         "bad-evaluation-prompts": inputs.harmful.test,
     }
-    given = ["--model", str(organism.folder / "aligned"), "--study-checkpoint-dir", "checkpoints"]
+    given = ["--model", str(folder_of_model), "--study-checkpoint-dir", "checkpoints"]
     for name, prompts in files.items():
         path = folder / f"{name}.txt"
-        path.write_text("".join(f"{prompt.text}\n" for prompt in prompts), encoding="utf-8")
+        path.write_text("".join(f"{said(prompt.text, settings)}\n" for prompt in prompts), encoding="utf-8")
         given += [f"--{name}.dataset", str(path)]
     given += ["--system-prompt", SYSTEM, "--refusal-markers", json.dumps(MARKERS), "--max-response-length", str(settings.tokens)]
     return [*given, "--n-trials", str(settings.trials), "--batch-size", str(settings.batch), "--seed", str(settings.seed)]
+
+
+def task(settings: Settings) -> tuple[StudyInputs, Path]:
+    """Return the prompts that both sides work on, and the folder of the model."""
+    organism = load_organism()
+    config = make_config(ORGANISM_SETTINGS | {"extract_prompts": 400, "test_prompts": settings.prompts})
+    return from_organism(organism, config=config), Path(settings.model) if settings.model else organism.folder / "aligned"
+
+
+def said(text: str, settings: Settings) -> str:
+    """Return a request as it is put to the model."""
+    return " ".join([text] * settings.times)
 
 
 def answers(trials: int) -> str:
@@ -135,7 +150,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer-venv", type=Path, default=peer_environment.VENV)
     for name, value in asdict(Settings()).items():
-        parser.add_argument(f"--{name}", type=int, default=value)
+        parser.add_argument(f"--{name}", type=type(value), default=value)
     options = vars(parser.parse_args())
     python = peer_environment.ensure(options.pop("peer_venv"))
     load = os.getloadavg()[0]

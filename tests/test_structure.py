@@ -34,6 +34,10 @@ TESTED_IN: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "evaluation/test_verdicts.py": ("a verdict is markers and degeneracy together", ("evaluation/degenerate.py", "evaluation/markers.py")),
     "evaluation/test_forced.py": ("collects what teacher forcing yields", ("evaluation/logprobs.py",)),
+    "generation/test_engine.py": (
+        "what the engine decodes with and returns",
+        ("generation/decoding.py", "generation/response.py"),
+    ),
     "evaluation/judges/test_endpoint.py": (
         "what a judge at an endpoint asks with and pays from",
         ("evaluation/judges/budget.py", "evaluation/judges/transport.py"),
@@ -120,7 +124,6 @@ TESTED_IN: dict[str, tuple[str, tuple[str, ...]]] = {
             "commands/organism.py",
             "commands/stages.py",
             "commands/streamed.py",
-            "studies/lab.py",
             "studies/scores.py",
         ),
     ),
@@ -130,8 +133,7 @@ CROSS_CUTTING = {"edit/test_forms.py", "test_cli.py", "test_structure.py", "test
 
 # Values are frozen; what has state says so here.
 STATEFUL = {
-    ("studies/lab.py", "Lab"): "the memo of rendered prompts",
-    ("generation.py", "_State"): "the batch being decoded, private to one loop",
+    ("models/lower.py", "_Kept"): "what one batch left behind, gathered block by block",
 }
 # The maths and the plan: public signatures name every axis, but for what crosses a file's boundary.
 MATHS = ("directions/", "cleaning/", "edit/algebra.py", "edit/plan.py", "edit/strength.py", "edit/oblique.py")

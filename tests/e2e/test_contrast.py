@@ -169,7 +169,7 @@ def test_a_recipe_refuses_another_architecture_and_what_is_not_filled_in(taught,
     refuses("recipe", path, "--model", folder, *given, message=message)
 
 
-def test_bad_sides_are_told_in_one_line(refuses, sides, tmp_path):
+def test_bad_sides_are_told_in_one_line(refuses, sides):
     def study(**changes):
         files = sides | changes
         return ("contrast", "default-model", *(part for name, file in files.items() if file for part in (f"--{name}", file)))

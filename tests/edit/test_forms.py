@@ -6,8 +6,9 @@ from accelerate import dispatch_model
 
 from resect.edit.adapter import make_adapter, save_adapter, with_adapter
 from resect.edit.bake import bake
-from resect.edit.hooks import applied, applied_rows
+from resect.edit.hooks import applied
 from resect.edit.plan import EditPlan, make_plan
+from resect.edit.rows import applied_rows
 from resect.errors import UserError
 from resect.models.load import wrap
 from resect.models.writers import find_writers

@@ -1,11 +1,13 @@
 """Reading KL off at equal refusal."""
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from resect.studies import curves
+from resect.studies.bench import score_plan
 
 STRENGTHS = np.array([0.0, 0.5, 1.0, 1.5])
 KL = np.array([0.0, 0.01, 0.09, 0.25])
@@ -95,3 +97,21 @@ def test_a_base_that_hardly_refuses_cannot_be_matched() -> None:
     result = found({"standard": points([0, 0, 0], spread(2.0)), "sra": points([0, 0, 0], spread(1.0))}, base=base)
     assert result["arms"]["sra"]["note"] == "the base model itself refuses only 2.5%"
     assert result["ratios"][0]["kl_ratio"] is None
+
+
+def test_the_point_that_was_scored_on_test_is_not_measured_again(bench, picked) -> None:
+    recipe, choice = bench.chosen("sra", picked["sra"])
+    choice = replace(choice, gamma=1.0)
+    scored = score_plan(bench, recipe.plan(bench.lab.writers, choice))
+    known = curves.scored_point(scored, strength=choice.gamma)
+    measured = curves.measure(bench.lab, recipe.plan(bench.lab.writers, choice), bench.behaviour, bench.reference, strength=choice.gamma)
+    assert {k: known[k] for k in ("strength", "refused", "benign_refused", "recovered")} == {
+        k: measured[k] for k in ("strength", "refused", "benign_refused", "recovered")
+    }
+    assert known["kl"] == pytest.approx(measured["kl"], rel=1e-3, abs=1e-7)
+    asked: list[float] = []
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(curves, "measure", lambda *_, strength: asked.append(strength) or {"strength": strength, "refused": [True]})
+        points = curves.trace(bench.lab, recipe, choice, bench.behaviour, bench.reference, known={choice.gamma: known})
+    assert choice.gamma not in asked
+    assert known in points

@@ -48,14 +48,14 @@ def test_small_edits_do_what_is_predicted(bench, tried):
         if predicted.kl is None:
             continue
         small = 0.05
-        measured = selection.screen(bench.lab, recipes, replace(choice, gamma=small), bench.behaviour).kl
+        measured = selection.screen(bench.lab, recipes, [replace(choice, gamma=small)], bench.behaviour)[0].kl
         assert measured == pytest.approx(predicted.kl * (small / predicted.strength) ** 2, rel=0.6)
 
 
 def test_places_are_ranked_as_whole_edits_rank_them(bench, tried):
     predicted, measured = [], []
     for (recipes, choice, _), one in tried:
-        working = [selection.screen(bench.lab, recipes, replace(choice, gamma=g), bench.behaviour) for g in (1.0, 1.5, 2.0, 3.0)]
+        working = selection.screen(bench.lab, recipes, [replace(choice, gamma=g) for g in (1.0, 1.5, 2.0, 3.0)], bench.behaviour)
         kl = next((c.kl for c in working if c.refusal <= 0.1), None)
         if kl is not None and one.kl is not None:
             predicted.append(np.log(one.kl))

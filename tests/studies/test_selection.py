@@ -2,6 +2,7 @@
 
 import json
 from copy import copy
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -32,10 +33,9 @@ class Planted:
         monkeypatch.setattr(selection, "verify", self.verify)
         monkeypatch.setattr(selection, "figures", lambda *_: {})
 
-    def screen(self, _lab, _recipes, choice, _behaviour):
-        self.screened.append(choice)
-        first, _, kl = self.table[choice.source, choice.gamma]
-        return Candidate(choice, flags(first), kl)
+    def screen(self, _lab, _recipes, choices, _behaviour):
+        self.screened += choices
+        return [Candidate(c, flags(self.table[c.source, c.gamma][0]), self.table[c.source, c.gamma][2]) for c in choices]
 
     def verify(self, _lab, _recipes, candidate, _behaviour):
         first, whole, kl = self.table[candidate.choice.source, candidate.choice.gamma]
@@ -103,9 +103,21 @@ def test_the_figures_are_those_of_the_edit(bench, picked):
 def test_a_prompt_that_either_judge_calls_refused_is_refused(monkeypatch, bench, picked):
     recipe, choice = bench.chosen("sra", picked["sra"])
     recipes = {choice.softness: recipe}
-    screened = selection.screen(bench.lab, recipes, choice, bench.behaviour)
+    (screened,) = selection.screen(bench.lab, recipes, [choice], bench.behaviour)
     by_log_odds = tuple(i == 0 for i in range(len(screened.refused)))
     monkeypatch.setattr(selection, "judge_markers", lambda said: tuple("refuse" if i == 1 else "comply" for i in range(len(said))))
     by_either = selection.verify(bench.lab, recipes, Candidate(choice, by_log_odds, screened.kl), bench.behaviour)
-    assert by_either.refused[:3] == (True, True, False)
+    # Of the prompts that are read in whole responses, the ones after the first, the second refuses.
+    assert by_either.refused[:3] == (True, False, True)
     assert by_either.refusal == 2 / len(screened.refused)
+
+
+def test_edits_that_share_a_batch_are_screened_alike(monkeypatch, bench, picked):
+    recipe, choice = bench.chosen("sra", picked["sra"])
+    choices = [replace(choice, gamma=gamma) for gamma in (0.5, 1.0, 2.0)]
+    apart = selection.screen(bench.lab, {choice.softness: recipe}, choices, bench.behaviour)
+    monkeypatch.setattr(type(bench.lab), "at_once", 3)
+    together = selection.screen(bench.lab, {choice.softness: recipe}, choices, bench.behaviour)
+    assert [c.refused for c in together] == [c.refused for c in apart]
+    assert [k for c in together for k in c.kls] == pytest.approx([k for c in apart for k in c.kls], rel=1e-3, abs=1e-7)
+    assert len({c.kl for c in apart}) == 3

@@ -4,7 +4,10 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from resect.errors import UserError
+from resect.errors import UserError, unknown_name
+
+SHORTCUTS = ("retire", "stop", "drafts", "memory", "rows", "lower_layers")
+"""What the engine may do to save time (`generation.Shortcuts`)."""
 
 
 class StudyConfig(BaseModel):
@@ -41,9 +44,14 @@ class StudyConfig(BaseModel):
     """Tokens of the base's own response over which the teacher-forced KL is taken."""
     batch_tokens: int = Field(default=8192, ge=1)
     """Most tokens (padding included) in one forward pass."""
+    shortcuts: tuple[str, ...] = SHORTCUTS
+    """What the engine may do to save time; empty decodes plainly, with the same tokens."""
 
     @model_validator(mode="after")
     def _check_shared(self) -> "StudyConfig":
+        for name in self.shortcuts:
+            if name not in SHORTCUTS:
+                raise unknown_name("shortcut", name, SHORTCUTS)
         if isinstance(self.position, int) and self.position >= 0:
             raise UserError(f"position {self.position} is not allowed; use last, last_user, mean or a negative integer (-1 is last).")
         return self

@@ -38,26 +38,6 @@ def applied(model: ChatModel, writers: Sequence[Writer], plan: EditPlan) -> Iter
         yield
 
 
-@contextmanager
-def applied_rows(model: ChatModel, writers: Sequence[Writer], plans: Sequence[EditPlan]) -> Iterator[None]:
-    """Apply a plan of its own to each row of the batch: row i computes what it computes alone under `applied(plans[i])`.
-
-    Every batch inside the `with` block must have one row a plan, in their order, whatever its padding or cache. Ranks may differ;
-    an empty plan leaves its row exactly as the base computes it.
-
-    Raises:
-        UserError: what `applied` raises, a plan that keeps norms, a batch of another size, or a writer whose output has no batch axis.
-    """
-    found = [{writer.name: edit for writer, edit in matched(writers, plan, d_model=model.d_model)} for plan in plans]
-    with ExitStack() as stack:
-        for writer in writers:
-            edits = [row.get(writer.name) for row in found]
-            if any(edit is not None for edit in edits):
-                hook = _RowEdits(writer, edits, model.d_model)
-                stack.callback(model.network.get_submodule(writer.module).register_forward_hook(hook).remove)
-        yield
-
-
 def matched(writers: Sequence[Writer], plan: EditPlan, *, d_model: int) -> list[tuple[Writer, WriterEdit]]:
     """Return each edit of the plan with its writer.
 
@@ -100,7 +80,7 @@ class _OutputEdit:
 
     def __call__(self, _module: nn.Module, _args: Any, output: Any) -> Any:
         y = first_tensor(output)
-        return with_first_tensor(output, self.edited(_widened(y)).to(y.dtype))
+        return with_first_tensor(output, self.edited(widened(y)).to(y.dtype))
 
     def edited(self, y: Tensor) -> Tensor:
         c, minus_u = self._factors.like(y)
@@ -128,43 +108,13 @@ class _ScaledInput:
 
     def __call__(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         call = Call(args, kwargs)
-        x = _widened(call.hidden())
+        x = widened(call.hidden())
         scaled = call.with_hidden((x * self._scale.like(x)[0]).to(call.hidden().dtype))
         return scaled.args, dict(scaled.kwargs)
 
 
-class _RowEdits:
-    """Hook for y'[i] = y[i] - gamma_i U_i (C_i^T y[i]), the factors of all rows filled up with zeros to one rank."""
-
-    def __init__(self, writer: Writer, edits: Sequence[WriterEdit | None], d_model: int) -> None:
-        kept = next((edit.preserve for edit in edits if edit is not None and edit.preserve != "nothing"), None)
-        if kept is not None:
-            raise UserError(
-                f"The edit of {writer.name} keeps {kept} norms, which a batch with one edit a row cannot; apply it alone, or bake it."
-            )
-        rank = max(edit.u.shape[1] for edit in edits if edit is not None)
-        c, minus_u = torch.zeros(len(edits), d_model, rank), torch.zeros(len(edits), rank, d_model)
-        for row, edit in enumerate(edits):
-            if edit is not None:
-                c[row, :, : edit.c.shape[1]] = edit.c
-                minus_u[row, : edit.u.shape[1]] = -edit.gamma * edit.u.T
-        self._writer, self._rows, self._factors = writer.name, len(edits), _Values(c, minus_u)
-
-    def __call__(self, _module: nn.Module, _args: Any, output: Any) -> Any:
-        y = first_tensor(output)
-        if y.ndim != 3:
-            raise UserError(
-                f"Writer {self._writer} puts out shape {list(y.shape)}, without an axis for the rows of the batch, so no row can have an "
-                "edit of its own; run the edits one after another."
-            )
-        if y.shape[0] != self._rows:
-            raise UserError(f"There are edits for {self._rows} rows, but the batch has {y.shape[0]}; give one plan a row.")
-        work = _widened(y)
-        c, minus_u = self._factors.like(work)
-        return with_first_tensor(output, torch.baddbmm(work, work @ c, minus_u).to(y.dtype))
-
-
-def _widened(y: Tensor) -> Tensor:
+def widened(y: Tensor) -> Tensor:
+    """Return half-precision outputs as float32, others as they are."""
     # Rounded factors would point elsewhere and leave a part of the component.
     return y.float() if y.dtype in (torch.float16, torch.bfloat16) else y
 

@@ -156,6 +156,12 @@ def joined(*plans: EditPlan) -> EditPlan:
     return EditPlan(tuple(edit for plan in plans for edit in plan.edits))
 
 
+def first_layer(writers: Sequence[WriterLike], plan: EditPlan) -> int:
+    """Return the first layer that the plan edits: all blocks before it compute what they compute without it; 0 if it edits none."""
+    layers = {writer.name: writer.layer for writer in writers}
+    return max(0, min((layers[edit.writer] for edit in plan.edits if edit.gamma != 0), default=0))
+
+
 def _by_kind(writers: Sequence[WriterLike], strengths: Strengths, layers: int) -> dict[str, Tensor]:
     kinds = {writer.kind for writer in writers}
     gammas = {kind: strengths for kind in kinds} if isinstance(strengths, Tensor) else dict(strengths)

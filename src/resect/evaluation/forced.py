@@ -12,12 +12,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from resect.edit.rows import RowEdits
 from resect.errors import UserError
 from resect.models.forward import accepts
 from resect.models.load import ChatModel
 
 # Scored logits held at once: 2^26 float32 values are 256 MB, whatever the vocabulary.
 _MAX_LOGITS = 1 << 26
+# A pass costs about as much as so many tokens of it, whatever it holds (measured on the organism), so more padding than that is dearer than
+# another batch.
+_MAX_PADDING = 256
 
 Ids = tuple[int, ...]
 
@@ -31,10 +35,18 @@ class Scored:
 
 
 @torch.no_grad()
-def score(model: ChatModel, prefixes: Sequence[Ids], continuations: Sequence[Ids], *, batch_tokens: int = 8192) -> Iterator[Scored]:
+def score(
+    model: ChatModel,
+    prefixes: Sequence[Ids],
+    continuations: Sequence[Ids],
+    *,
+    batch_tokens: int = 8192,
+    edits: RowEdits | None = None,
+) -> Iterator[Scored]:
     """Return, batch by batch, float32 log-probabilities over the full vocabulary at the positions that predict each continuation token.
 
     From the raw logits of a plain forward pass; the last continuation token is never fed in. Rows with an empty continuation are left out.
+    `edits` are on the model with one plan a row.
 
     Raises: UserError for an empty prefix, or NaN logits.
     """
@@ -45,6 +57,8 @@ def score(model: ChatModel, prefixes: Sequence[Ids], continuations: Sequence[Ids
             raise UserError(f"Prompt {i} has no tokens, so nothing can be predicted from it; remove it or add a beginning-of-text token.")
     vocab = int(model.network.config.get_text_config(decoder=True).vocab_size)
     for rows in _plan(prefixes, continuations, batch_tokens=batch_tokens, vocab=vocab):
+        if edits is not None:
+            edits.place(rows)
         logits = _forward(model, [prefixes[i] for i in rows], [continuations[i] for i in rows]).float()
         if bool(logits.isnan().any()):
             raise UserError(f"The logits of {model.name} hold NaN, so nothing can be scored; check the weights, the dtype and the edit.")
@@ -52,19 +66,21 @@ def score(model: ChatModel, prefixes: Sequence[Ids], continuations: Sequence[Ids
 
 
 def _plan(prefixes: Sequence[Ids], continuations: Sequence[Ids], *, batch_tokens: int, vocab: int) -> Iterator[tuple[int, ...]]:
-    """Return rows in batches, longest first, under the budgets for tokens (padding counted) and for logits."""
+    """Return rows in batches, longest first, under the budgets for tokens (padding counted), for padding and for logits."""
     order = [i for i in range(len(prefixes)) if continuations[i]]
     order.sort(key=lambda i: (-len(prefixes[i]) - len(continuations[i]), i))
     rows: list[int] = []
-    left = right = 0
+    left = right = real = 0
     for i in order:
-        wider, longer = max(left, len(prefixes[i])), max(right, len(continuations[i]))
-        count = len(rows) + 1
-        if rows and (count * (wider + longer - 1) > batch_tokens or count * longer * vocab > _MAX_LOGITS):
+        prefix, continuation = len(prefixes[i]), len(continuations[i])
+        wider, longer = max(left, prefix), max(right, continuation)
+        tokens, count = (len(rows) + 1) * (wider + longer - 1), len(rows) + 1
+        padding = tokens - real - (prefix + continuation - 1)
+        if rows and (tokens > batch_tokens or padding > _MAX_PADDING or count * longer * vocab > _MAX_LOGITS):
             yield tuple(rows)
-            rows, wider, longer = [], len(prefixes[i]), len(continuations[i])
+            rows, real, wider, longer = [], 0, prefix, continuation
         rows.append(i)
-        left, right = wider, longer
+        left, right, real = wider, longer, real + prefix + continuation - 1
     if rows:
         yield tuple(rows)
 

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from resect.edit.rows import RowEdits
 from resect.errors import UserError
 from resect.evaluation.forced import score
 from resect.generation import Response
@@ -35,13 +36,17 @@ class TokenLogprobs:
         return self.rows[self.offsets[prompt] : self.offsets[prompt + 1]]
 
 
-def next_token_logprobs(model: ChatModel, rendered: Sequence[Rendered], *, batch_tokens: int = 8192) -> Float[Tensor, "prompt vocab"]:
+def next_token_logprobs(
+    model: ChatModel, rendered: Sequence[Rendered], *, batch_tokens: int = 8192, edits: RowEdits | None = None
+) -> Float[Tensor, "prompt vocab"]:
     """Return log p(next token | prompt) over the full vocabulary, float32 on the CPU, from the raw logits.
+
+    `edits` are on the model with one plan a prompt.
 
     Raises: UserError when there are no prompts or the logits hold NaN.
     """
     # Any one token may stand for the continuation: it is never fed in.
-    return _collect(model, rendered, [(0,)] * len(rendered), batch_tokens=batch_tokens).rows
+    return _collect(model, rendered, [(0,)] * len(rendered), batch_tokens=batch_tokens, edits=edits).rows
 
 
 def response_logprobs(
@@ -62,14 +67,19 @@ def response_logprobs(
 
 
 def _collect(
-    model: ChatModel, rendered: Sequence[Rendered], continuations: Sequence[tuple[int, ...]], *, batch_tokens: int
+    model: ChatModel,
+    rendered: Sequence[Rendered],
+    continuations: Sequence[tuple[int, ...]],
+    *,
+    batch_tokens: int,
+    edits: RowEdits | None = None,
 ) -> TokenLogprobs:
     if not rendered:
         raise UserError("Log-probabilities need at least one prompt, but got none; check that the filters leave some.")
     lengths = torch.tensor([0, *(len(c) for c in continuations)])
     offsets = tuple(lengths.cumsum(0).tolist())
     rows: Tensor | None = None
-    for batch in score(model, [r.ids for r in rendered], continuations, batch_tokens=batch_tokens):
+    for batch in score(model, [r.ids for r in rendered], continuations, batch_tokens=batch_tokens, edits=edits):
         if rows is None:
             rows = torch.empty(offsets[-1], batch.logprobs.shape[-1])
         for row, i in enumerate(batch.rows):

@@ -97,7 +97,12 @@ def compile_markers(table: Mapping[str, Mapping[str, Any]]) -> tuple[Language, .
 
 def opening(answer: str) -> Opening:
     """Return the opening: the first three sentences, at most 40 words or 80 characters of an unspaced script, normalised."""
-    quoteless = re.sub(r'"[^"\n]*"', '""', normalise(answer))
+    return opening_of_normal(normalise(answer))
+
+
+def opening_of_normal(normal: str) -> Opening:
+    """Return the opening of an answer that is in normal form already."""
+    quoteless = re.sub(r'"[^"\n]*"', '""', normal)
     sentences = [s for s in _SENTENCE_END.split(quoteless) if s and s.strip(" *#>_")]
     # A line that ends without a mark (a heading) ends a clause all the same.
     text = " ".join(s if re.search(r"[^\w\s]\s*$", s) else f"{s}." for s in sentences[: OPENING_SENTENCES - 1])

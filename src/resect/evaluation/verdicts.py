@@ -47,7 +47,7 @@ def judge(response: Response | None, *, markers: Sequence[Language]) -> Judgemen
     if not answer.strip() and response.answer is not None and not response.finished:
         return Judgement("truncated", "ends while thinking")
     start, words = opening(answer), units(answer)
-    refusing = next((language.name for language in markers if _refuses(start, language, finished=response.finished)), None)
+    refusing = next((language.name for language in markers if refuses(start, language, finished=response.finished)), None)
     if refusing is not None:
         return Judgement("refuse", f"opens with a refusal ({refusing})")
     if (why := degeneracy(words)) is not None:
@@ -67,7 +67,8 @@ def count_verdicts(verdicts: Sequence[Verdict]) -> dict[Verdict, int]:
     return {verdict: counts[verdict] for verdict in VERDICTS}
 
 
-def _refuses(start: Opening, language: Language, *, finished: bool) -> bool:
+def refuses(start: Opening, language: Language, *, finished: bool) -> bool:
+    """Return whether an opening refuses by one language's markers; `finished` says whether it may be a whole answer."""
     if finished and language.only_sorry.match(start.text):
         return True
     text = _accepting_clause(start.text) if language.accept.match(start.text) else start.text

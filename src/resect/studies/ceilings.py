@@ -19,6 +19,7 @@ from resect.evaluation import recovery
 from resect.evaluation.statistics import rate
 from resect.evaluation.verdicts import judge_markers
 from resect.generation import Response
+from resect.models.chat import Rendered
 from resect.models.load import ChatModel
 from resect.prompts import PromptSet
 from resect.studies.arms import Choice, places
@@ -43,7 +44,7 @@ def oracle(
     validation, test = behaviour.harmful["validation"].prompts, behaviour.harmful["test"].prompts
     for rank in (k for k in RANKS if k <= basis.shape[1]):
         plans = [_plan(lab, basis[:, :rank], place) for place in places(lab.config, lab.layers)]
-        best = max(plans, key=lambda plan: sum(recovery.agreement(_said(lab, validation, plan), twin_validation)))
+        best = max(plans, key=lambda plan: sum(_agreement(lab, validation, plan, twin_validation)))
         found.append({"rank": rank, **_figures(_said(lab, test, best), reference)})
     return found
 
@@ -65,6 +66,17 @@ def _rows(lab: Lab[SRAConfig], model: ChatModel, prompts: PromptSet) -> Float[Te
 def _plan(lab: Lab[SRAConfig], basis: Float[Tensor, "layer k d_model"], place: Choice) -> EditPlan:
     source = basis if place.source is None else basis[place.source].expand_as(basis)
     return make_plan(lab.writers, source, place.strengths(torch.ones(lab.layers)))
+
+
+def _agreement(lab: Lab[SRAConfig], prompts: PromptSet, plan: EditPlan, twin: tuple[Response, ...]) -> tuple[bool, ...]:
+    """Return where the edited model answers as the twin does; a response that has left the twin's is not read further."""
+    wanted = {tuple(prompt.ids): response.ids for prompt, response in zip(lab.render(prompts), twin, strict=True)}
+
+    def left(prompt: Rendered, ids: tuple[int, ...]) -> bool:
+        return wanted[tuple(prompt.ids)][: len(ids)] != ids
+
+    with lab.edited(plan):
+        return recovery.agreement(lab.respond(prompts, max_new_tokens=lab.config.max_new_tokens, stop=left), twin)
 
 
 def _said(lab: Lab[SRAConfig], prompts: PromptSet, plan: EditPlan) -> tuple[Response, ...]:

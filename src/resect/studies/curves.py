@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from resect.config import SRAConfig, StudyConfig
 from resect.edit.plan import EditPlan
 from resect.evaluation import drift, recovery
+from resect.evaluation.settled import stop_when_settled
 from resect.evaluation.statistics import mean_of, rate
 from resect.evaluation.verdicts import judge_markers
 from resect.studies.arms import Choice, Recipe
@@ -25,26 +26,34 @@ Floats = NDArray[np.float64]
 Curve = tuple[Floats, Floats, Floats]
 
 
-def trace(lab: Lab[SRAConfig], recipe: Recipe, choice: Choice, behaviour: Behaviour, reference: Reference) -> list[dict[str, Any]]:
-    """Return the arm's points over rising strengths on test prompts, with per-prompt results.
+Point = dict[str, Any]
+
+
+def trace(
+    lab: Lab[SRAConfig], recipe: Recipe, choice: Choice, behaviour: Behaviour, reference: Reference, *, known: Mapping[float, Point]
+) -> list[Point]:
+    """Return the arm's points over rising strengths on test prompts, with per-prompt results; those that are known are not measured again.
 
     The curve ends after two strengths in a row at or below both refusal levels of the settings: the crossing is bracketed, and more
     strength only costs KL.
     """
     level = min(lab.config.max_refusal, lab.config.matched_refusal)
-    points: list[dict[str, Any]] = []
+    points: list[Point] = []
     for gamma in sorted(lab.config.curve_strengths):
-        points.append(measure(lab, recipe.plan(lab.writers, choice, gamma=gamma), behaviour, reference, strength=gamma))
+        plan = recipe.plan(lab.writers, choice, gamma=gamma)
+        points.append(known[gamma] if gamma in known else measure(lab, plan, behaviour, reference, strength=gamma))
         if len(points) > 1 and all(sum(p["refused"]) <= level * len(p["refused"]) for p in points[-2:]):
             break
     return points
 
 
-def measure(lab: Lab[StudyConfig], plan: EditPlan, behaviour: Behaviour, reference: Reference, *, strength: float) -> dict[str, Any]:
+def measure(lab: Lab[StudyConfig], plan: EditPlan, behaviour: Behaviour, reference: Reference, *, strength: float) -> Point:
     """Return one point, prompt by prompt: refusals (benign ones by the log-odds judge, which needs no responses), KL, recovery."""
     harmful, harmless = behaviour.harmful["test"], behaviour.harmless["test"]
+    # Recovery compares whole responses; without a twin only "refuse or not" is read off them.
+    stop = stop_when_settled(lab.model, refusal_only=True) if reference.twin is None else None
     with lab.edited(plan):
-        said = lab.respond(harmful.prompts, max_new_tokens=lab.config.max_new_tokens)
+        said = lab.respond(harmful.prompts, max_new_tokens=lab.config.max_new_tokens, stop=stop)
         logprobs = lab.first_logprobs(harmless.prompts)
     return {
         "strength": strength,
@@ -52,6 +61,17 @@ def measure(lab: Lab[StudyConfig], plan: EditPlan, behaviour: Behaviour, referen
         "benign_refused": behaviour.refuses_at_once(logprobs),
         "kl": drift.kl_first_token(harmless.logprobs, logprobs).tolist(),
         "recovered": None if reference.twin is None else list(recovery.agreement(said, reference.twin)),
+    }
+
+
+def scored_point(result: Mapping[str, Any], *, strength: float) -> Point:
+    """Return the point that scoring an edit on test has measured already (`scores.score`)."""
+    return {
+        "strength": strength,
+        "refused": [v == "refuse" for v in result["harmful"]["verdicts"]],
+        "benign_refused": result["harmless"]["log_odds_refuse"],
+        "kl": result["kl_first_token"],
+        "recovered": result["recovered"],
     }
 
 

@@ -62,20 +62,20 @@ def score(lab: Lab[SRAConfig], inputs: StudyInputs, behaviour: Behaviour, refere
     """Return everything measured of one edit on the test prompts, prompt by prompt, as JSON."""
     harmful, harmless = behaviour.harmful["test"], behaviour.harmless["test"]
     with lab.edited(plan):
-        first = lab.first_logprobs([*harmful.prompts, *harmless.prompts])
+        first_harmful = lab.first_logprobs(harmful.prompts)
         answers = {name: _answers(lab, prompts.prompts) for name, prompts in inputs.questions.items()}
         if inputs.texts:
             answers[TEXT] = text_nll(lab.model, inputs.texts, context=lab.config.text_context, stride=lab.config.text_stride)
         forced = _forced(lab, lab.model, harmless.prompts.prompts, harmless.responses)
         said = {name: lab.respond(asked.prompts, max_new_tokens=lab.config.max_new_tokens) for name, asked in _sides(behaviour).items()}
-    split = len(harmful.prompts)
+    first = forced.rows[list(forced.offsets[:-1])]
     return {
-        "harmful": _judged(behaviour, said["harmful"], first[:split], keep_text=lab.config.keep_text),
-        "harmless": _judged(behaviour, said["harmless"], first[split:], keep_text=lab.config.keep_text),
-        "kl_first_token": drift.kl_first_token(harmless.logprobs, first[split:]).tolist(),
+        "harmful": _judged(behaviour, said["harmful"], first_harmful, keep_text=lab.config.keep_text),
+        "harmless": _judged(behaviour, said["harmless"], first, keep_text=lab.config.keep_text),
+        "kl_first_token": drift.kl_first_token(harmless.logprobs, first).tolist(),
         "kl_tokens": drift.kl_tokens(reference.tokens, forced).tolist(),
-        "refusing": _refusing(harmless.logprobs, first[split:], behaviour, reference),
-        "top1_flips": drift.top1_flips(harmless.logprobs, first[split:]).tolist(),
+        "refusing": _refusing(harmless.logprobs, first, behaviour, reference),
+        "top1_flips": drift.top1_flips(harmless.logprobs, first).tolist(),
         "nll": {name: {"sums": nll.sums.tolist(), "tokens": list(nll.counts)} for name, nll in answers.items()},
         "recovered": _recovered(said["harmful"], reference),
     }
@@ -140,12 +140,14 @@ def _sides(behaviour: Behaviour) -> dict[str, Any]:
 
 
 def _forced(lab: Lab[StudyConfig], model: ChatModel, prompts: Sequence[Prompt], responses: Sequence[Response]) -> TokenLogprobs:
-    return response_logprobs(model, lab.render(prompts), responses, k=lab.config.kl_tokens, batch_tokens=lab.config.batch_tokens)
+    with lab.scoring():
+        return response_logprobs(model, lab.render(prompts), responses, k=lab.config.kl_tokens, batch_tokens=lab.config.batch_tokens)
 
 
 def _answers(lab: Lab[StudyConfig], prompts: Sequence[Prompt]) -> Nll:
     answers = [p.response or "" for p in prompts]
-    return answer_nll(lab.model, lab.render(prompts), answers, batch_tokens=lab.config.batch_tokens)
+    with lab.scoring():
+        return answer_nll(lab.model, lab.render(prompts), answers, batch_tokens=lab.config.batch_tokens)
 
 
 def _judged(

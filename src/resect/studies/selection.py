@@ -13,6 +13,7 @@ from typing import Any
 
 from resect.config import SRAConfig
 from resect.evaluation import drift
+from resect.evaluation.settled import stop_when_settled
 from resect.evaluation.statistics import mean_of, rate
 from resect.evaluation.verdicts import judge_markers
 from resect.studies.arms import Choice, Recipe, places
@@ -24,12 +25,13 @@ from resect.studies.lab import Lab
 class Candidate:
     """One choice with what validation says of it: which harmful prompts refuse, and the mean first-token KL on harmless ones.
 
-    `refused` is by log-odds after the screen, by either judge after `verify`.
+    `refused` is by log-odds after the screen, by either judge after `verify`; `kls` are the KLs that `kl` is the mean of.
     """
 
     choice: Choice
     refused: tuple[bool, ...]
     kl: float
+    kls: tuple[float, ...] = ()
 
     @property
     def refusal(self) -> float:
@@ -50,7 +52,7 @@ def select(lab: Lab[SRAConfig], recipes: Recipes, behaviour: Behaviour) -> dict[
         "choice": asdict(best.choice),
         "feasible": best.refusal <= limit,
         "candidates": len(candidates),
-        "validation": figures(lab, recipes, best.choice, behaviour),
+        "validation": figures(lab, best),
         "grid": [{**asdict(c.choice), "refusal": c.refusal, "kl": c.kl} for c in candidates],
     }
 
@@ -70,12 +72,13 @@ def _rise(lab: Lab[SRAConfig], recipes: Recipes, place: Choice, behaviour: Behav
     The second is kept because the screen reads one token, and the first may turn out too weak on whole responses.
     """
     working = 0
-    for gamma in sorted(lab.config.strengths):
-        candidate = screen(lab, recipes, replace(place, gamma=gamma), behaviour)
-        yield candidate
-        working += candidate.refusal <= lab.config.max_refusal
-        if working == 2:
-            return
+    rising = [replace(place, gamma=gamma) for gamma in sorted(lab.config.strengths)]
+    for together in (rising[i : i + lab.at_once] for i in range(0, len(rising), lab.at_once)):
+        for candidate in screen(lab, recipes, together, behaviour):
+            yield candidate
+            working += candidate.refusal <= lab.config.max_refusal
+            if working == 2:
+                return
 
 
 def _first_that_works(lab: Lab[SRAConfig], recipes: Recipes, ranked: Sequence[Candidate], behaviour: Behaviour) -> Candidate:
@@ -98,36 +101,32 @@ def _order(refusal: float, kl: float, limit: float) -> tuple[bool, float, float]
     return (not works, 0.0 if works else refusal, kl)
 
 
-def screen(lab: Lab[SRAConfig], recipes: Recipes, choice: Choice, behaviour: Behaviour) -> Candidate:
-    """Return the candidate's refusal rate by log-odds and its mean first-token KL, from one pass over both sides."""
+def screen(lab: Lab[SRAConfig], recipes: Recipes, choices: Sequence[Choice], behaviour: Behaviour) -> list[Candidate]:
+    """Return each candidate's refusal rate by log-odds and its mean first-token KL, from one pass over both sides."""
     harmful, harmless = behaviour.harmful["validation"], behaviour.harmless["validation"]
-    prompts = [*harmful.prompts, *harmless.prompts]
-    with lab.edited(recipes[choice.softness].plan(lab.writers, choice)):
-        logprobs = lab.first_logprobs(prompts)
-    split = len(harmful.prompts)
-    refused = behaviour.refuses_at_once(logprobs[:split])
-    kl = drift.kl_first_token(harmless.logprobs, logprobs[split:])
-    return Candidate(choice, tuple(refused), float(kl.mean()))
+    plans = [recipes[choice.softness].plan(lab.writers, choice) for choice in choices]
+    split, found = len(harmful.prompts), []
+    for choice, logprobs in zip(choices, lab.first_logprobs_of([*harmful.prompts, *harmless.prompts], plans), strict=True):
+        kl = drift.kl_first_token(harmless.logprobs, logprobs[split:])
+        found.append(Candidate(choice, tuple(behaviour.refuses_at_once(logprobs[:split])), float(kl.mean()), tuple(kl.tolist())))
+    return found
 
 
 def verify(lab: Lab[SRAConfig], recipes: Recipes, candidate: Candidate, behaviour: Behaviour) -> Candidate:
     """Return the candidate with refusals read on responses too: a prompt that either judge calls refused is refused."""
     choice, prompts = candidate.choice, behaviour.harmful["validation"].prompts
+    asked = prompts.where([not refused for refused in candidate.refused])
     with lab.edited(recipes[choice.softness].plan(lab.writers, choice)):
-        responses = lab.respond(prompts, max_new_tokens=lab.config.opening_tokens)
-    by_markers = (v == "refuse" for v in judge_markers(responses))
-    return replace(candidate, refused=tuple(a or b for a, b in zip(candidate.refused, by_markers, strict=True)))
+        responses = lab.respond(asked, max_new_tokens=lab.config.opening_tokens, stop=stop_when_settled(lab.model, refusal_only=True))
+    by_markers = iter([v == "refuse" for v in judge_markers(responses)])
+    return replace(candidate, refused=tuple(refused or next(by_markers) for refused in candidate.refused))
 
 
-def figures(lab: Lab[SRAConfig], recipes: Recipes, choice: Choice, behaviour: Behaviour) -> dict[str, Any]:
-    """Return a choice's validation figures with their intervals; refusals by either judge."""
-    candidate = verify(lab, recipes, screen(lab, recipes, choice, behaviour), behaviour)
-    harmless = behaviour.harmless["validation"]
-    with lab.edited(recipes[choice.softness].plan(lab.writers, choice)):
-        kl = drift.kl_first_token(harmless.logprobs, lab.first_logprobs(harmless.prompts))
+def figures(lab: Lab[SRAConfig], candidate: Candidate) -> dict[str, Any]:
+    """Return a verified candidate's figures with their intervals."""
     return {
         "refusal_rate": rate(candidate.refused).to_json(),
-        "kl_first_token": mean_of(kl.tolist(), unit="nats", seed=lab.config.seed).to_json(),
+        "kl_first_token": mean_of(candidate.kls, unit="nats", seed=lab.config.seed).to_json(),
     }
 
 

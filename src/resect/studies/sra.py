@@ -16,7 +16,7 @@ from resect.edit.plan import EditPlan
 from resect.evaluation import drift
 from resect.evaluation.statistics import mean_of, rate
 from resect.studies import ceilings, comparisons, curves, passes, scores, selection
-from resect.studies.arms import ARMS
+from resect.studies.arms import ARMS, Choice
 from resect.studies.bench import Bench, plan_of, prepare, prove_plan, recipes, score_plan, select_arm, twin_ids
 from resect.studies.forecast import forecast, quantities
 from resect.studies.inputs import StudyInputs, near_twins
@@ -54,7 +54,7 @@ def run(inputs: StudyInputs, config: SRAConfig, steps: Steps) -> SRAResult:
     picks = {arm: steps.json(f"selection_{arm}", lambda a=arm: select_arm(bench, a)) for arm in config.arms}
     plans = {arm: plan_of(bench, arm, pick) for arm, pick in picks.items()}
     results = {arm: steps.json(f"test_{arm}", lambda p=plan: score_plan(bench, p)) for arm, plan in {"base": EditPlan(()), **plans}.items()}
-    traces = {arm: steps.json(f"curve_{arm}", lambda a=arm, p=pick: _trace(bench, a, p)) for arm, pick in picks.items()}
+    traces = {arm: steps.json(f"curve_{arm}", lambda a=arm, p=pick: _trace(bench, a, p, results[a])) for arm, pick in picks.items()}
     lam = selection.chosen(picks[MAIN_ARM]).softness if MAIN_ARM in picks else config.lams[0]
     cleaned = bench.cleaned(lam)
     edited = MAIN_ARM if MAIN_ARM in plans else next(iter(plans))
@@ -71,9 +71,11 @@ def run(inputs: StudyInputs, config: SRAConfig, steps: Steps) -> SRAResult:
     )
 
 
-def _trace(bench: Bench, arm: str, pick: dict[str, Any]) -> list[dict[str, Any]]:
+def _trace(bench: Bench, arm: str, pick: dict[str, Any], result: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the arm's curve; at the chosen strength it is what was scored on test."""
     recipe, choice = bench.chosen(arm, pick)
-    return curves.trace(bench.lab, recipe, choice, bench.behaviour, bench.reference)
+    scored = curves.scored_point(result, strength=choice.gamma)
+    return curves.trace(bench.lab, recipe, choice, bench.behaviour, bench.reference, known={choice.gamma: scored})
 
 
 def evaluation_of(bench: Bench, results: dict[str, Any]) -> dict[str, Any]:
@@ -187,10 +189,15 @@ def _lambda_sweep(bench: Bench, picks: dict[str, Any]) -> list[dict[str, Any]]:
     for lam in sorted(bench.config.lam_sweep):
         made = {lam: bench.recipe(MAIN_ARM, lam)}
         tried = replace(choice, softness=lam)
-        figures = bench.steps.json(f"lambda_{lam:g}", lambda r=made, c=tried: selection.figures(bench.lab, r, c, bench.behaviour))
+        figures = bench.steps.json(f"lambda_{lam:g}", lambda r=made, c=tried: _validated(bench, r, c))
         cosine = torch.nn.functional.cosine_similarity(made[lam].vectors, raw, dim=-1).mean().item()
         rows.append({"lambda": lam, **figures, "cosine_with_raw": cosine})
     return rows
+
+
+def _validated(bench: Bench, made: selection.Recipes, choice: Choice) -> dict[str, Any]:
+    (candidate,) = selection.screen(bench.lab, made, [choice], bench.behaviour)
+    return selection.figures(bench.lab, selection.verify(bench.lab, made, candidate, bench.behaviour))
 
 
 def _by_topic(bench: Bench, result: dict[str, Any]) -> dict[str, Any]:

@@ -13,10 +13,16 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from resect.edit.hooks import applied
+from resect.edit.plan import make_plan
+from resect.edit.rows import applied_rows
 from resect.errors import UserError
-from resect.generation import Response, read, respond
+from resect.generation import NONE, Drafts, Response, read, respond
+from resect.generation.ties import partings
 from resect.models.chat import Rendered
 from resect.models.load import wrap
+from resect.models.writers import find_writers
+from resect.organism import architectures
 
 VOCAB = 96
 SMALL = {"vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4}
@@ -110,7 +116,7 @@ def test_stop_retires_a_row_and_leaves_the_others_alone():
     model, rendered = chat_model("qwen3"), prompts([5, 7, 6, 8])
     free = respond(model, rendered, max_new_tokens=16)
     marked = free[1].ids[3]
-    got = respond(model, rendered, max_new_tokens=16, stop=lambda ids: marked in ids)
+    got = respond(model, rendered, max_new_tokens=16, stop=lambda _prompt, ids: marked in ids)
     for whole, cut in zip(free, got, strict=True):
         end = whole.ids.index(marked) + 1 if marked in whole.ids else len(whole.ids)
         assert cut.ids == whole.ids[:end]
@@ -125,12 +131,12 @@ def test_ended_rows_leave_the_batch():
     model.network.register_forward_pre_hook(lambda _m, _a, kw: sizes.append(len(kw["input_ids"])), with_kwargs=True)
     keep = respond(model, rendered[:1], max_new_tokens=10)[0].ids
     sizes.clear()
-    respond(model, rendered, max_new_tokens=10, stop=lambda ids: ids != keep[: len(ids)])
+    respond(model, rendered, max_new_tokens=10, stop=lambda _prompt, ids: ids != keep[: len(ids)])
     assert sizes[0] == 8
     assert sizes[-1] < 8
     assert len(sizes) == 10
     sizes.clear()
-    respond(model, rendered, max_new_tokens=10, stop=lambda ids: len(ids) == 2)
+    respond(model, rendered, max_new_tokens=10, stop=lambda _prompt, ids: len(ids) == 2)
     assert sizes == [8, 8]  # nobody left: no further step
 
 
@@ -175,3 +181,136 @@ def test_bad_input_is_named():
 
 def test_no_prompts_no_responses():
     assert respond(chat_model("qwen3"), (), max_new_tokens=4) == ()
+
+
+# Every prompt, edit and shortcut of these networks must give the tokens of plain `generate`.
+TINY = ("llama", "gemma3", "gpt_oss", "qwen3_5", "qwen3_vl")
+ORGANISMS = tuple(architectures.ARCHITECTURES)
+ENDS = [2, *range(7, 20)]
+STRENGTHS = (0.0, 0.5, 1.0, 2.0)
+
+
+def network_of(name, tiny):
+    if name in TINY:
+        return tiny(name)
+    torch.manual_seed(0)
+    size = architectures.Size(layers=3, width=32, hidden=48, heads=4)
+    special = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    network = architectures.build(name.removeprefix("organism_"), vocabulary=VOCAB, special=special, size=size)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+    return wrap(network, word_tokenizer(), name=name)
+
+
+@pytest.mark.parametrize("name", [*TINY, *(f"organism_{a}" for a in ORGANISMS)])
+def test_every_arm_with_every_shortcut_and_with_none_says_what_generate_says(tiny, name):
+    model = network_of(name, tiny)
+    end_with(model, ENDS)
+    writers, rendered = find_writers(model), prompts([3, 17, 9, 9, 4, 12, 1, 9])
+    vectors = torch.randn(len(model.blocks), 1, model.d_model, generator=torch.Generator().manual_seed(1))
+    plans = [make_plan(writers, vectors, torch.full((len(vectors),), strength)) for strength in STRENGTHS]
+    drafts, parted, tokens, plainly = Drafts(), [], 0, []
+    for plan in plans:
+        with applied(model, writers, plan):
+            plainly.append([plain(model, prompt, 16) for prompt in rendered])
+            tokens += sum(map(len, plainly[-1]))
+            for options in ({"shortcuts": NONE}, {"drafts": drafts}, {"drafts": drafts, "batch_tokens": 40}):
+                said = respond(model, rendered, max_new_tokens=16, **options)
+                parted += partings(model, rendered, plainly[-1], [r.ids for r in said])
+    together = [(plan, prompt) for plan in plans for prompt in rendered]
+    with applied_rows(model, writers, [plan for plan, _ in together]) as rows:
+        said = respond(model, [prompt for _, prompt in together], max_new_tokens=16, edits=rows, batch_tokens=64)
+    assert [r.ids for r in said] == [ids for arm in plainly for ids in arm]
+    assert len({ids for arm in plainly for ids in arm}) > len(rendered)  # the edits do change what is said
+    assert not [p for p in parted if not p.tie]
+    assert len(parted) < tokens / 10_000 + 1
+
+
+def passes(model):
+    """A list that grows by the shape of the tokens fed, one entry a forward pass."""
+    seen = []
+    model.network.register_forward_pre_hook(lambda _m, _a, kw: seen.append(tuple(kw["input_ids"].shape)), with_kwargs=True)
+    return seen
+
+
+def test_known_responses_are_verified_in_one_pass():
+    model, rendered = chat_model("qwen3"), prompts([5, 7, 6, 8])
+    drafts, seen = Drafts(), passes(model)
+    first = respond(model, rendered, max_new_tokens=12, drafts=drafts)
+    assert len(seen) == 12
+    seen.clear()
+    assert respond(model, rendered, max_new_tokens=12, drafts=drafts) == first
+    assert seen == [(4, 8), (4, 12)]  # the prompts; the first token of each with the rest of the guess
+    seen.clear()
+    assert respond(model, rendered, max_new_tokens=12, drafts=drafts, shortcuts=NONE) == first
+    assert len(seen) == 12
+
+
+@pytest.mark.parametrize("good", [0, 1, 5, 10])
+def test_wrong_guesses_cost_time_and_change_nothing(good):
+    model, rendered = chat_model("qwen3"), prompts([5, 7, 6, 8])
+    right = [r.ids for r in respond(model, rendered, max_new_tokens=12)]
+    drafts = Drafts()
+    for row, (prompt, ids) in enumerate(zip(rendered, right, strict=True)):
+        kept = max(1, good - row)
+        drafts.learn(prompt, (*ids[:kept], *[(i + 1) % 90 + 5 for i in ids[kept:]]))
+    seen = passes(model)
+    assert [r.ids for r in respond(model, rendered, max_new_tokens=12, drafts=drafts)] == right
+    assert seen[1] == (4, 12)
+    assert drafts.share < 1
+
+
+def test_guesses_stop_where_the_rule_stops():
+    model, rendered = chat_model("qwen3"), prompts([5, 7, 6, 8])
+    free = respond(model, rendered, max_new_tokens=16)
+    marked, drafts = free[1].ids[3], Drafts()
+    for prompt, response in zip(rendered, free, strict=True):
+        drafts.learn(prompt, response.ids)
+    options = {"max_new_tokens": 16, "stop": lambda _prompt, ids: marked in ids}
+    seen = passes(model)
+    with_drafts = respond(model, rendered, drafts=drafts, **options)
+    assert seen[1] == (4, 16)
+    assert with_drafts == respond(model, rendered, **options)
+
+
+def test_a_batch_that_does_not_fit_is_halved_and_what_is_done_stays_done():
+    rendered = prompts([6] * 8, seed=5)
+    model = chat_model("llama")
+    expected, seen = respond(model, rendered, max_new_tokens=10), passes(model)
+
+    def full(_module, _args, kw):
+        if len(kw["input_ids"]) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    handle = model.network.register_forward_pre_hook(full, with_kwargs=True)
+    assert respond(model, rendered, max_new_tokens=10) == expected
+    handle.remove()
+    prefills = [shape for shape in seen if shape[1] == 6]
+    assert prefills == [(8, 6), (4, 6), (2, 6), (2, 6), (2, 6), (2, 6)]
+    steps = iter(range(1000))
+
+    def late(_module, _args, kw):
+        if kw["input_ids"].shape[1] == 1 and next(steps) == 4:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    handle = model.network.register_forward_pre_hook(late, with_kwargs=True)
+    seen.clear()
+    stop = lambda prompt, ids: prompt in rendered[:2] and len(ids) == 3  # noqa: E731
+    assert [len(r.ids) for r in respond(model, rendered, max_new_tokens=10, stop=stop)] == [3, 3] + [10] * 6
+    assert [shape for shape in seen if shape[1] == 6] == [(8, 6), (4, 6), (2, 6)]  # the two that had ended are not decoded again
+
+
+def test_one_prompt_too_large_for_memory_is_named():
+    model = chat_model("llama")
+
+    def full(_module, _args):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    model.network.register_forward_pre_hook(full)
+    with pytest.raises(UserError, match="One prompt of 9 tokens does not fit into the memory"):
+        respond(model, prompts([9, 4]), max_new_tokens=4)
+    model = chat_model("llama")
+    model.network.register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(RuntimeError("a bug")))
+    with pytest.raises(RuntimeError, match="a bug"):
+        respond(model, prompts([9, 4]), max_new_tokens=4)

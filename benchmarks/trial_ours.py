@@ -1,0 +1,242 @@
+"""Our side of benchmarks/trial.py: one candidate edit scored by the peer's rule and by our own, and a search from a cold start.
+
+python benchmarks/trial_ours.py --threads 1        # the search; a line of JSON after each arm
+"""
+
+import argparse
+import json
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import peer_trial
+import torch
+from peer_trial import MARKERS, SYSTEM, Settings
+
+from resect import directions
+from resect.activations import capture
+from resect.commands.study import ORGANISM_SETTINGS
+from resect.config import make_config
+from resect.edit import hooks
+from resect.edit.plan import EditPlan, first_layer, make_plan
+from resect.edit.rows import applied_rows
+from resect.evaluation.drift import kl_first_token
+from resect.evaluation.logprobs import next_token_logprobs
+from resect.evaluation.sequential import drop_rule
+from resect.evaluation.settled import stop_when_settled
+from resect.evaluation.verdicts import judge_markers
+from resect.generation import Drafts, Response, Shortcuts, respond
+from resect.generation.decoding import Ids
+from resect.models.chat import Rendered, render
+from resect.models.load import ChatModel, load_model
+from resect.models.lower import LowerLayers
+from resect.models.writers import Writer, find_writers
+from resect.prompts import PromptSet
+from resect.studies import selection
+from resect.studies.arms import ARMS, recipe, softnesses
+from resect.studies.behaviour import observe
+from resect.studies.inputs import StudyInputs, gamma_atom
+from resect.studies.lab import Lab
+from resect.studies.materials import gather
+from resect.studies.steps import Steps
+
+ARM_ORDER = ("combined", "oblique", "sra", "projected", "whitened")
+"""The arms that the search goes through, one after another."""
+PASSES, HOPELESS = 0.05, 0.2
+"""Refusal rates of sequential stopping: what is acceptable, and from where on a candidate is lost."""
+LOOK = 16
+_EVERY = 4
+
+
+@dataclass(frozen=True)
+class Score:
+    """A candidate's refusals and KL, and the seconds that it took to know them."""
+
+    refusals: int
+    kl: float
+    seconds: float
+
+
+class Task:
+    """The model with the prompts of a trial, ready to score candidates."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.inputs, folder = peer_trial.task(settings)
+        self.model: ChatModel = load_model(folder, device="cpu")
+        self.writers: tuple[Writer, ...] = find_writers(self.model)
+        self.harmful, self.harmless = self.render(self.inputs.harmful.test), self.render(self.inputs.harmless.test)
+        self.base = next_token_logprobs(self.model, self.harmless)
+        self.answers = respond(self.model, self.harmful, max_new_tokens=settings.tokens)
+
+    def render(self, prompts: PromptSet) -> tuple[Rendered, ...]:
+        """Return prompts as the peer puts them."""
+        said = [replace(p, text=peer_trial.said(p.text, self.settings)) for p in prompts]
+        return render(self.model.tokenizer, said, system=SYSTEM)
+
+    @cached_property
+    def direction(self) -> torch.Tensor:
+        """Difference of means of the extraction prompts, [layer, d_model]."""
+        return directions.mean_difference(
+            *(capture(self.model, self.render(side.extract)).rows for side in (self.inputs.harmful, self.inputs.harmless))
+        )
+
+    def candidates(self, count: int) -> list[EditPlan]:
+        """Return random edits drawn as the peer draws its: strengths 0.8 to 1.5, the lowest 17 % to 61 % of the layers untouched."""
+        rng, layers = random.Random(self.settings.seed), len(self.model.blocks)
+        plans = []
+        for _ in range(count):
+            first, gamma = round(rng.uniform(0.17, 0.61) * layers), rng.uniform(0.8, 1.5)
+            strengths = torch.tensor([gamma if layer >= first else 0.0 for layer in range(layers)])
+            source = rng.choice([None, *range(layers // 3, layers)])
+            vectors = self.direction if source is None else self.direction[source].expand_as(self.direction)
+            plans.append(make_plan(self.writers, vectors[:, None, :], strengths))
+        return plans
+
+    def stop(self, prompt: Rendered, ids: Ids) -> bool:
+        """Once a marker is in the text it stays, so the row may end; asked every few tokens, as reading text takes time, too."""
+        return len(ids) % _EVERY == 0 and self.marked(prompt, ids)
+
+    def marked(self, _prompt: Rendered, ids: Ids) -> bool:
+        """The peer's rule: one of its markers anywhere in the text."""
+        text = str(self.model.tokenizer.decode(list(ids), skip_special_tokens=True)).lower()
+        return any(marker in text for marker in MARKERS)
+
+    def same_rule(self, plans: Sequence[EditPlan], shortcuts: Shortcuts) -> Iterator[Score]:
+        """Yield candidates' scores by the peer's rule: refusals in all tokens of all prompts, KL on all harmless prompts."""
+        drafts, lower = self._drafts(), LowerLayers(self.model)
+        with lower.below(1):  # whether the network allows it is found out before the clock runs
+            pass
+
+        def score(plan: EditPlan) -> tuple[int, float]:
+            first = first_layer(self.writers, plan) if shortcuts.lower_layers else 0
+            with hooks.applied(self.model, self.writers, plan), lower.below(first):
+                kl = float(kl_first_token(self.base, next_token_logprobs(self.model, self.harmless)).mean())
+                options = {"stop": self.stop if shortcuts.stop else None, "drafts": drafts, "shortcuts": shortcuts}
+                said = respond(self.model, self.harmful, max_new_tokens=self.settings.tokens, **options)
+            return self.refusals(self.harmful, said), kl
+
+        yield from (timed(score, plan) for plan in plans)
+
+    def refusals(self, prompts: Sequence[Rendered], said: Sequence[Response]) -> int:
+        """Count refusals by the peer's rule."""
+        return sum(self.marked(prompt, response.ids) for prompt, response in zip(prompts, said, strict=True))
+
+    def together(self, plans: Sequence[EditPlan]) -> list[Score]:
+        """Score all candidates in one batch, each row with its own edit, by the peer's rule."""
+        start, prompts, n = time.perf_counter(), list(self.harmful) * len(plans), len(self.harmful)
+        with applied_rows(self.model, self.writers, [p for p in plans for _ in self.harmless]) as rows:
+            logprobs = next_token_logprobs(self.model, list(self.harmless) * len(plans), edits=rows).split(len(self.harmless))
+        with applied_rows(self.model, self.writers, [p for p in plans for _ in self.harmful]) as rows:
+            options = {"stop": self.stop, "drafts": self._drafts(), "edits": rows}
+            said = respond(self.model, prompts, max_new_tokens=self.settings.tokens, batch_tokens=1 << 16, **options)
+        kls = [float(kl_first_token(self.base, rows).mean()) for rows in logprobs]
+        counts = [self.refusals(self.harmful, said[i * n : (i + 1) * n]) for i in range(len(plans))]
+        seconds = (time.perf_counter() - start) / len(plans)
+        return [Score(count, kl, seconds) for count, kl in zip(counts, kls, strict=True)]
+
+    def plainly(self, plan: EditPlan) -> Score:
+        """Score one candidate with `network.generate`, as a user of the library would."""
+
+        def score(plan: EditPlan) -> tuple[int, float]:
+            with hooks.applied(self.model, self.writers, plan):
+                kl = float(kl_first_token(self.base, next_token_logprobs(self.model, self.harmless)).mean())
+                width = max(len(p.ids) for p in self.harmful)
+                ids = torch.tensor([[self.model.pad_id] * (width - len(p.ids)) + list(p.ids) for p in self.harmful])
+                mask = torch.tensor([[0] * (width - len(p.ids)) + [1] * len(p.ids) for p in self.harmful])
+                ends = {"eos_token_id": sorted(self.model.end_ids), "pad_token_id": self.model.pad_id}
+                out = self.model.network.generate(ids, attention_mask=mask, do_sample=False, max_new_tokens=self.settings.tokens, **ends)
+            return sum(self.marked(p, tuple(row)) for p, row in zip(self.harmful, out[:, width:].tolist(), strict=True)), kl
+
+        return timed(score, plan)
+
+    def own_rule(self, plans: Sequence[EditPlan], *, sequential: bool = True) -> list[Score]:
+        """Score candidates by our judge at the opening, dropping the hopeless after a few prompts; the KL of those is not measured."""
+        drafts, order = self._drafts(), random.Random(self.settings.seed).sample(range(len(self.harmful)), len(self.harmful))
+        rule = drop_rule(len(order), passes=PASSES, hopeless=HOPELESS, every=LOOK)
+        stop = stop_when_settled(self.model, refusal_only=True)
+        tokens = min(self.settings.tokens, make_config({}).opening_tokens)
+
+        def score(plan: EditPlan) -> tuple[int, float]:
+            refused, seen = 0, 0
+            with hooks.applied(self.model, self.writers, plan):
+                for part in looks(order) if sequential else [order]:
+                    prompts = [self.harmful[i] for i in part]
+                    said = respond(self.model, prompts, max_new_tokens=tokens, stop=stop, drafts=drafts)
+                    refused, seen = refused + sum(v == "refuse" for v in judge_markers(said)), seen + len(part)
+                    if sequential and rule.drops(refused, seen):
+                        return refused, float("nan")
+                kl = float(kl_first_token(self.base, next_token_logprobs(self.model, self.harmless)).mean())
+            return refused, kl
+
+        return [timed(score, plan) for plan in plans]
+
+    def _drafts(self) -> Drafts:
+        drafts = Drafts()
+        for prompt, response in zip(self.harmful, self.answers, strict=True):
+            drafts.learn(prompt, response.ids)
+        return drafts
+
+
+def looks(order: Sequence[int]) -> Iterator[Sequence[int]]:
+    """Yield the prompts between one look and the next: 16, 16, then the rest."""
+    for part in (order[:LOOK], order[LOOK : 2 * LOOK], order[2 * LOOK :]):
+        if part:
+            yield part
+
+
+def timed(score: Callable[[EditPlan], tuple[int, float]], plan: EditPlan) -> Score:
+    """Return a candidate's score with its seconds."""
+    start = time.perf_counter()
+    refusals, kl = score(plan)
+    return Score(refusals, kl, time.perf_counter() - start)
+
+
+def search(settings: Settings) -> Iterator[dict[str, Any]]:
+    """Yield, arm after arm, the best edit that our selection finds on the peer's evaluation prompts, scored by the peer's rule."""
+    task = Task(settings)
+    inputs = _as_the_peer_asks(task)
+    config = make_config(
+        ORGANISM_SETTINGS | {"max_refusal": 0.0, "system": SYSTEM, "validation_prompts": settings.prompts, "max_new_tokens": 32}
+    )
+    with TemporaryDirectory() as folder:
+        lab, steps = Lab(task.model, config), Steps(Path(folder))
+        behaviour = observe(lab, inputs, steps)
+        materials, atom = gather(lab, inputs, behaviour, steps), gamma_atom(inputs, config)
+        for arm in ARM_ORDER:
+            made = {s: recipe(ARMS[arm], materials, config, softness=s, gamma_atom=atom) for s in softnesses(ARMS[arm], config)}
+            choice = selection.chosen(selection.select(lab, made, behaviour))
+            (score,) = task.same_rule([made[choice.softness].plan(lab.writers, choice)], Shortcuts())
+            yield {"arm": arm, "refusals": score.refusals, "kl": score.kl}
+
+
+def _as_the_peer_asks(task: Task) -> StudyInputs:
+    """Return the inputs with the peer's evaluation prompts as validation, as it chooses on them too; no further test is needed."""
+    inputs = task.inputs
+
+    def side(splits: Any) -> Any:
+        asked = replace(splits.test, prompts=tuple(replace(p, text=peer_trial.said(p.text, task.settings)) for p in splits.test))
+        extract = replace(splits.extract, prompts=tuple(replace(p, text=peer_trial.said(p.text, task.settings)) for p in splits.extract))
+        return replace(splits, extract=extract, validation=asked, test=splits.validation.first(8))
+
+    return replace(inputs, model=task.model, harmful=side(inputs.harmful), harmless=side(inputs.harmless), twin=None)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for field in ("threads", "prompts", "tokens", "times", "model"):
+        value = getattr(Settings(), field)
+        parser.add_argument(f"--{field}", type=type(value), default=value)
+    settings = Settings(**vars(parser.parse_args()))
+    torch.set_num_threads(settings.threads)
+    for found in search(settings):
+        print(json.dumps(found), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,169 @@
+"""One batch being decoded: a lean loop over the network's own cache, whose rows leave as they end."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from resect.errors import UserError
+from resect.generation.caches import can_drop_rows, can_drop_tokens, drop_tokens
+from resect.generation.drafts import Drafts
+from resect.models.batches import Batch
+from resect.models.chat import Rendered
+from resect.models.forward import accepts, cache_argument
+from resect.models.load import ChatModel
+
+Ids = tuple[int, ...]
+Stop = Callable[[Rendered, Ids], bool]
+
+# On an accelerator asking "has everybody finished?" waits for the device; every few steps is enough, surplus tokens are cut off.
+_STEPS_BETWEEN_CHECKS = 8
+# Logits of guesses held at once: 2^26 float32 values are 256 MB, whatever the vocabulary.
+_MAX_LOGITS = 1 << 26
+
+
+class Decoding:
+    """The rows of a batch and how far they are.
+
+    `tokens` and `counts` keep all rows of the batch, with one more column that takes what ended rows still produce. All else is about the
+    rows that are left, `rows`: `next` was chosen and not fed yet, `position` is its place in the text, and `mask` marks the columns of
+    the cache that hold tokens (None where all do: the network's causal path is faster than a mask of ones). `on_rows` is told which rows
+    the batch has whenever they change.
+    """
+
+    def __init__(
+        self, model: ChatModel, batch: Batch, prompts: Sequence[Rendered], *, steps: int, on_rows: Callable[[list[int]], None] | None
+    ) -> None:
+        ids = batch.input_ids
+        self.model, self.prompts, self.steps, self.batch = model, prompts, steps, batch
+        self.ends = torch.tensor(sorted(model.end_ids), device=ids.device, dtype=ids.dtype)
+        self.tokens = ids.new_zeros((len(prompts), steps + 1))
+        self.counts = ids.new_zeros(len(prompts))
+        self.rows = torch.arange(len(prompts), device=ids.device)
+        self.active = torch.ones_like(self.rows, dtype=torch.bool)
+        self.mask: Bool[Tensor, "sample token"] | None = batch.attention_mask.bool() if bool((batch.attention_mask == 0).any()) else None
+        self.position = batch.lengths.clone()
+        self.next = self.rows
+        self.past: Any = None
+        self.on_rows = on_rows
+
+    def run(self, *, stop: Stop | None = None, drafts: Drafts | None = None, retire: bool = True) -> None:
+        """Decode until every row has ended."""
+        if self.on_rows is not None:
+            self.on_rows(self.rows.tolist())
+        self._prefill()
+        if drafts is not None:
+            self._guess(drafts, stop)
+        every = 1 if stop is not None or self.tokens.device.type == "cpu" else _STEPS_BETWEEN_CHECKS
+        for step in range(1, self.steps):
+            if stop is not None:
+                self._settle(stop, since=self.counts - 1)
+            if step % every == 0 and not self._anybody_left(retire=retire):
+                return
+            self._feed(self.next[:, None], kept=1)
+
+    def ended(self) -> dict[int, Ids]:
+        """Return the tokens of the rows that have ended, by their place in the batch."""
+        over = torch.ones_like(self.counts, dtype=torch.bool)
+        over[self.rows] = ~self.active
+        rows, counts = self.tokens.tolist(), self.counts.tolist()
+        return {i: tuple(rows[i][: counts[i]]) for i, done in enumerate(over.tolist()) if done}
+
+    def _prefill(self) -> None:
+        """Feed the prompts and choose each row's first token."""
+        logits = self._logits(self.batch.input_ids, self.batch.position_ids, kept=1)[:, -1]
+        if bool(logits.isnan().any()):
+            name = self.model.name
+            raise UserError(f"The logits of {name} hold NaN, so no token is the likeliest; check the weights, the dtype and the edit.")
+        self._take(logits.argmax(dim=-1), self.active)
+
+    def _feed(self, ids: Int[Tensor, "sample token"], *, kept: int) -> None:
+        """Feed the token that each row chose last, and choose the next."""
+        if self.mask is not None:
+            self.mask = torch.nn.functional.pad(self.mask, (0, 1), value=True)
+        chosen = self._logits(ids, self.position[:, None], kept=kept)[:, -1].argmax(dim=-1)
+        self.position += 1
+        self._take(chosen, self.active)
+
+    def _guess(self, drafts: Drafts, stop: Stop | None) -> None:
+        """Feed guesses as long as they pay."""
+        while self._anybody_left(retire=True) and can_drop_tokens(self.past):
+            rows, counts, tokens = self.rows.tolist(), self.counts.tolist(), self.tokens.tolist()
+            # The last token of a response is chosen, never fed.
+            guesses = [drafts.guess(self.prompts[i], tuple(tokens[i][: counts[i]]))[: self.steps - counts[i]] for i in rows]
+            vocab = int(self.model.network.config.get_text_config(decoder=True).vocab_size)
+            width = drafts.width(guesses, most=max(0, _MAX_LOGITS // (vocab * len(rows)) - 1))
+            if not width:
+                return
+            before = self.counts.clone()
+            offered, accepted = self._verify([g[:width] for g in guesses], width)
+            drafts.record(offered=offered, accepted=accepted)
+            if stop is not None:
+                self._settle(stop, since=before)
+
+    def _verify(self, guesses: Sequence[Ids], width: int) -> tuple[int, int]:
+        """Feed each row's last token with its guess, take what greedy decoding would have chosen; return tokens guessed and accepted."""
+        device = self.tokens.device
+        lengths = torch.tensor([len(g) for g in guesses], device=device)
+        filled = [(*g, *[self.model.pad_id] * (width - len(g))) for g in guesses]
+        ids = torch.cat([self.next[:, None], torch.tensor(filled, device=device, dtype=self.next.dtype)], dim=1)
+        steps = torch.arange(width + 1, device=device)
+        before = self.mask if self.mask is not None else ids.new_ones(len(ids), self.past.get_seq_length(), dtype=torch.bool)
+        self.mask = torch.cat([before, steps <= lengths[:, None]], dim=1)
+        best = self._logits(ids, self.position[:, None] + steps, kept=width + 1).argmax(dim=-1)
+        right = (ids[:, 1:] == best[:, :-1]) & (steps[1:] <= lengths[:, None])
+        accepted = right.long().cumprod(dim=1).sum(dim=1)
+        for step in range(int(accepted.max()) + 1):
+            self._take(best[:, step], self.active & (step <= accepted))
+        self.position += 1 + accepted
+        self.mask = drop_tokens(self.past, torch.cat([before, steps <= accepted[:, None]], dim=1))
+        if bool(self.mask.all()):
+            self.mask = None
+        return int(lengths.sum()), int(accepted.sum())
+
+    def _logits(self, ids: Int[Tensor, "sample token"], positions: Int[Tensor, "sample token"], *, kept: int) -> Tensor:
+        """Return the logits of the last `kept` tokens, in float32 as in `generate`, so that ties in half precision fall the same way."""
+        network = self.model.network
+        mask = None if self.mask is None else self.mask.long()
+        optional = {"attention_mask": mask, "position_ids": positions, "logits_to_keep": kept}
+        options = {name: value for name, value in optional.items() if value is not None and accepts(network, name)}
+        name = cache_argument(network)
+        if self.past is not None:
+            options[name] = self.past
+        output = network(input_ids=ids, use_cache=True, **options)
+        self.past = output.get(name)
+        if self.past is None:
+            raise UserError(f"{type(network).__name__} returns no cache of keys and values, so its responses cannot be decoded here.")
+        return output.logits[:, -kept:].float().to(self.tokens.device)
+
+    def _take(self, chosen: Int[Tensor, " sample"], where: Bool[Tensor, " sample"]) -> None:
+        """Append a token to the marked rows; a row ends with an end-of-turn token or its last step."""
+        counts = self.counts[self.rows]
+        self.tokens[self.rows, torch.where(where, counts, self.steps)] = chosen
+        self.counts[self.rows] = counts + where
+        self.next = torch.where(where, chosen, self.next)
+        over = torch.isin(chosen, self.ends) | (counts + 1 >= self.steps)
+        self.active = self.active & ~(where & over)
+
+    def _settle(self, stop: Stop, *, since: Int[Tensor, " prompt"]) -> None:
+        """Cut the rows where one of their newest tokens satisfies `stop`; a token that ended the row itself is not asked about."""
+        tokens, counts, before, live = self.tokens.tolist(), self.counts.tolist(), since.tolist(), self.active.tolist()
+        for place, row in enumerate(self.rows.tolist()):
+            asked = range(before[row] + 1, counts[row] + live[place])
+            cut = next((n for n in asked if stop(self.prompts[row], tuple(tokens[row][:n]))), None)
+            if cut is not None:
+                self.counts[row], self.active[place] = cut, False
+
+    def _anybody_left(self, *, retire: bool) -> bool:
+        """Take ended rows out once they are at least half of the batch; return whether any row is left to decode."""
+        live = int(self.active.sum())
+        if retire and live and 2 * live <= len(self.rows) and can_drop_rows(self.past):
+            keep = self.active.nonzero().flatten()
+            self.past.reorder_cache(keep)
+            self.rows, self.position, self.active, self.next = (x[keep] for x in (self.rows, self.position, self.active, self.next))
+            self.mask = None if self.mask is None else self.mask[keep]
+            if self.on_rows is not None:
+                self.on_rows(self.rows.tolist())
+        return live > 0

@@ -1,0 +1,84 @@
+"""The engine: prompts in, greedy responses out, in batches that fit into memory."""
+
+from collections.abc import Sequence
+
+import torch
+
+from resect.edit.rows import RowEdits
+from resect.errors import UserError
+from resect.generation.budget import fitting, out_of_memory
+from resect.generation.decoding import Decoding, Stop
+from resect.generation.drafts import Drafts
+from resect.generation.response import Response, read
+from resect.generation.shortcuts import Shortcuts
+from resect.models.batches import batches
+from resect.models.chat import Rendered
+from resect.models.load import ChatModel
+
+
+@torch.no_grad()
+def respond(
+    model: ChatModel,
+    rendered: Sequence[Rendered],
+    *,
+    max_new_tokens: int,
+    batch_tokens: int = 8192,
+    stop: Stop | None = None,
+    drafts: Drafts | None = None,
+    edits: RowEdits | None = None,
+    shortcuts: Shortcuts = Shortcuts(),  # noqa: B008  a frozen value
+) -> tuple[Response, ...]:
+    """Return the greedy response to each prompt, in the order given.
+
+    Token for token what `network.generate(do_sample=False)` gives for the prompt alone; where two logits tie within rounding, padding
+    and batch size may decide. A row ends at an end-of-turn token, after `max_new_tokens`, or when `stop` returns true for its prompt and
+    tokens so far (asked after every token; such a row is not `finished`).
+
+    Args:
+        model: the model, with whatever hooks are on it.
+        rendered: the prompts.
+        max_new_tokens: longest response.
+        batch_tokens: most prompt tokens in a batch, padding included; fewer where memory is short.
+        stop: when a row may end early.
+        drafts: known responses, used as guesses; the new ones are added to them.
+        edits: edits that are on the model with one plan a prompt, in the order of the prompts.
+        shortcuts: what may be done to save time.
+
+    Raises:
+        UserError: for max_new_tokens below 1, an architecture without a cache of keys and values, NaN logits, or a prompt that does not
+            fit into memory alone.
+    """
+    if max_new_tokens < 1:
+        raise UserError(f"The number of new tokens must be at least 1, got {max_new_tokens}; 64 shows whether a model refuses.")
+    guesses = drafts if shortcuts.drafts else None
+    budget = fitting(model, rendered, batch_tokens=batch_tokens, new=max_new_tokens) if shortcuts.memory else batch_tokens
+    found: dict[int, tuple[int, ...]] = {}
+    while missing := [i for i in range(len(rendered)) if i not in found]:
+        for batch in batches([rendered[i] for i in missing], batch_tokens=budget, pad_id=model.pad_id, side="left"):
+            rows = [missing[i] for i in batch.rows]
+            moved = None if edits is None else lambda left, rows=rows, edits=edits: edits.place([rows[i] for i in left])
+            decoding = Decoding(model, batch.to(model.device), [rendered[i] for i in rows], steps=max_new_tokens, on_rows=moved)
+            try:
+                decoding.run(stop=stop, drafts=guesses, retire=shortcuts.retire)
+            except RuntimeError as error:
+                if not out_of_memory(error):
+                    raise
+                budget = _halved(batch.input_ids.numel(), rows=len(rows), model=model, error=error)
+                found |= {rows[i]: ids for i, ids in decoding.ended().items()}
+                break
+            found |= {rows[i]: ids for i, ids in decoding.ended().items()}
+    responses = tuple(read(model, found[i], prompt=prompt) for i, prompt in enumerate(rendered))
+    if drafts is not None:
+        for prompt, response in zip(rendered, responses, strict=True):
+            drafts.learn(prompt, response.ids)
+    return responses
+
+
+def _halved(tokens: int, *, rows: int, model: ChatModel, error: RuntimeError) -> int:
+    """Return half the budget of a batch that did not fit."""
+    if rows == 1:
+        raise UserError(
+            f"One prompt of {tokens} tokens does not fit into the memory that {model.name} leaves on {model.device}; use a shorter prompt, "
+            "fewer new tokens or a smaller dtype."
+        ) from error
+    return max(1, tokens // 2)
