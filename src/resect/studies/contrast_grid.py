@@ -8,7 +8,6 @@ read all the same, and the report says how many of them were judged right.
 
 import random
 from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -20,7 +19,6 @@ from resect.edit.plan import EditPlan
 from resect.evaluation import drift
 from resect.evaluation.logprobs import TokenLogprobs, response_logprobs
 from resect.evaluation.verdicts import judge_markers
-from resect.models.prefix import Prefix
 from resect.prompts import Prompt
 from resect.studies.behaviour import Asked, Behaviour
 from resect.studies.contrast_arms import Recipe
@@ -40,15 +38,11 @@ class Place:
 
 @dataclass(frozen=True, eq=False)
 class Screen:
-    """What every cell is measured on: validation prompts of both sides, and the base model's distributions along its own answers.
-
-    `prefix` holds the base's block outputs on them, None where handing them out does not give the base's own numbers.
-    """
+    """What every cell is measured on: validation prompts of both sides, and the base model's distributions along its own answers."""
 
     lab: Lab[ContrastConfig]
     behaviour: Behaviour
     base: TokenLogprobs
-    prefix: Prefix | None
 
     @property
     def harmful(self) -> Asked:
@@ -63,19 +57,14 @@ class Screen:
 
 def make_screen(lab: Lab[ContrastConfig], behaviour: Behaviour) -> Screen:
     """Return the screen of a study; the base model's distributions are computed once."""
-    harmful, harmless = behaviour.harmful["validation"], behaviour.harmless["validation"]
-    prefix = Prefix(lab.model)
-    with prefix.kept():
-        base, odds = forced(lab, harmless), lab.first_logprobs(harmful.prompts)
-    with prefix.below(lab.layers - 1):
-        same = torch.equal(base.rows, forced(lab, harmless).rows) and torch.equal(odds, lab.first_logprobs(harmful.prompts))
-    return Screen(lab, behaviour, base, prefix if same else None)
+    return Screen(lab, behaviour, forced(lab, behaviour.harmless["validation"]))
 
 
 def forced(lab: Lab[ContrastConfig], asked: Asked) -> TokenLogprobs:
     """Return the model's distributions along the base's own answers, of the edited model inside `lab.edited`."""
     rendered = lab.render(asked.prompts)
-    return response_logprobs(lab.model, rendered, asked.responses, k=lab.config.kl_tokens, batch_tokens=lab.config.batch_tokens)
+    with lab.scoring():
+        return response_logprobs(lab.model, rendered, asked.responses, k=lab.config.kl_tokens, batch_tokens=lab.config.batch_tokens)
 
 
 def first_rows(scored: TokenLogprobs) -> torch.Tensor:
@@ -85,8 +74,7 @@ def first_rows(scored: TokenLogprobs) -> torch.Tensor:
 
 def screen_cell(screen: Screen, recipe: Recipe, place: Place, weight: float) -> dict[str, Any]:
     """Return one cell: which harmful prompts begin a refusal, first-token and teacher-forced KL (nats, means), benign refusal rate."""
-    skipped = nullcontext() if screen.prefix is None else screen.prefix.below(min(place.layers))
-    with skipped, screen.lab.edited(recipe.plan(screen.lab.writers, place.layers, weight)):
+    with screen.lab.edited(recipe.plan(screen.lab.writers, place.layers, weight)):
         odds = screen.lab.first_logprobs(screen.harmful.prompts)
         edited = forced(screen.lab, screen.behaviour.harmless["validation"])
     benign = screen.behaviour.refuses_at_once(first_rows(edited))
