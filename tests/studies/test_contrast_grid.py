@@ -1,9 +1,11 @@
+from copy import copy
 from dataclasses import replace
 
 import pytest
 import torch
 
 from resect.edit.plan import EditPlan
+from resect.generation import Shortcuts
 from resect.studies import contrast_grid as grid
 from resect.studies.contrast_arms import Arm
 from resect.studies.contrast_grid import Place
@@ -36,8 +38,9 @@ def test_pairs_are_made_of_the_best_layers_only(desk):
 
 def test_a_cell_is_what_the_edited_model_does_and_skipping_blocks_changes_no_bit(desk):
     recipe = desk.recipes.of(Arm("matched", "mean_difference"))
-    assert desk.screen.prefix is not None
-    slow = replace(desk.screen, prefix=None)
+    plain = copy(desk.lab)
+    plain.shortcuts = Shortcuts.only(())
+    slow = replace(desk.screen, lab=plain)
     for place in (Place((3,), "single"), Place((2, 4), "pair")):
         assert grid.screen_cell(desk.screen, recipe, place, 1.2) == grid.screen_cell(slow, recipe, place, 1.2)
     nothing = grid.screen_cell(desk.screen, recipe, Place((3,), "single"), 0.0)
