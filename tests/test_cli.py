@@ -15,6 +15,8 @@ RUN = "import sys; from resect.cli import main; main()"
 COMMANDS = [
     "demo",
     "sra",
+    "contrast",
+    "recipe",
     "activations",
     "directions",
     "cleaning",

@@ -133,6 +133,7 @@ CROSS_CUTTING = {"edit/test_forms.py", "test_cli.py", "test_structure.py", "test
 
 # Values are frozen; what has state says so here.
 STATEFUL = {
+    ("studies/lab.py", "Lab"): "what is remembered: rendered prompts, responses as drafts, lower layers",
     ("models/lower.py", "_Kept"): "what one batch left behind, gathered block by block",
 }
 # The maths and the plan: public signatures name every axis, but for what crosses a file's boundary.

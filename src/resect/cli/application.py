@@ -1,9 +1,26 @@
 """The applications that the commands join."""
 
 import typer
+from typer.core import TyperGroup
+
+ORDER = (
+    *("demo", "sra", "contrast", "recipe"),
+    *("activations", "directions", "cleaning", "edit", "evaluate", "report"),
+    *("apply", "convert", "chat", "inspect"),
+    *("organism", "cache"),
+)
+"""The commands as `--help` lists them: from whole studies to single jobs."""
+
+
+class _InOrder(TyperGroup):
+    def list_commands(self, ctx: typer.Context) -> list[str]:
+        """Return the names of the commands in their order."""
+        return sorted(super().list_commands(ctx), key=ORDER.index)
+
 
 app = typer.Typer(
     name="resect",
+    cls=_InOrder,
     help="Find, clean, ablate and measure refusal directions in language models.",
     no_args_is_help=True,
     add_completion=False,
