@@ -1,5 +1,7 @@
 """The applications that the commands join."""
 
+from typing import Any
+
 import typer
 from typer.core import TyperGroup
 
@@ -13,7 +15,7 @@ ORDER = (
 
 
 class _InOrder(TyperGroup):
-    def list_commands(self, ctx: typer.Context) -> list[str]:
+    def list_commands(self, ctx: Any) -> list[str]:
         """Return the names of the commands in their order."""
         return sorted(super().list_commands(ctx), key=ORDER.index)
 
