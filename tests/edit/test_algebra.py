@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from resect.edit.algebra import apply_to_output, apply_to_weight, orthonormal_basis, sequential_factors
+from resect.edit.algebra import apply_to_output, apply_to_weight, orthonormal_basis, scaled_factors, sequential_factors
 from resect.layout import LAYOUT_OF, OUTPUT_AXIS
 
 SEEDS = st.integers(0, 10_000)
@@ -174,3 +174,26 @@ def test_norms_are_kept_in_every_layout_and_what_is_gone_stays_gone(kind):
         assert float(change.max()) < 1e-5
     assert float(apply_to_weight(w[1], "out_in", u=basis, c=basis, gamma=1.0, preserve="column")[:, 2].norm()) < 1e-6
     assert float(apply_to_weight(w[2], "out_in", u=basis, c=basis, gamma=1.0, preserve="row")[3].norm()) == 0
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=SEEDS, gamma=st.floats(0.125, 1.5, width=32), count=st.integers(1, 4))
+def test_scales_of_one_change_nothing_and_others_weigh_each_direction(seed, gamma, count):
+    vectors, scales = draw(seed, count, 12), torch.rand(count, generator=torch.Generator().manual_seed(seed)) * 2
+    y, one = draw(seed + 1, 5, 12), torch.ones(count)
+    basis = orthonormal_basis(vectors)
+    joint, u, c = apply_to_output(y, u=basis, c=basis, gamma=gamma), *scaled_factors(vectors, one)
+    torch.testing.assert_close(apply_to_output(y, u=u, c=c, gamma=gamma), joint, atol=1e-5, rtol=0)
+    u, c = scaled_factors(vectors, scales)
+    torch.testing.assert_close(apply_to_output(y, u=u, c=c, gamma=gamma) @ basis, (1 - gamma * scales) * (y @ basis), atol=1e-4, rtol=0)
+    u, c = sequential_factors(vectors, gamma=gamma, scales=scales)
+    expected = y.double()
+    for vector, scale in zip(torch.nn.functional.normalize(vectors.double(), dim=1), scales.double(), strict=True):
+        expected = expected - gamma * scale * (expected @ vector)[:, None] * vector
+    torch.testing.assert_close(apply_to_output(y, u=u, c=c, gamma=gamma).double(), expected, atol=1e-4, rtol=0)
+
+
+def test_a_dropped_direction_takes_its_scale_with_it():
+    a, b = draw(0, 2, 12)
+    u, c = scaled_factors(torch.stack([a, 2 * a, b]), torch.tensor([0.5, 9.0, 0.25]))
+    torch.testing.assert_close((u / c).mean(0), torch.tensor([0.5, 0.25]), atol=1e-5, rtol=0)

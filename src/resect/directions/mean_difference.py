@@ -1,8 +1,10 @@
 """Difference of means: the raw refusal direction of arXiv 2406.11717 and 2601.08489, and the rule for concept atoms."""
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from resect.directions.baselines import Baseline
 from resect.directions.values import Directions
 
 
@@ -24,3 +26,12 @@ def raw_direction(harmful: Float[Tensor, "prompt_a layer d_model"], harmless: Fl
     Source: arXiv 2601.08489 section 3 (r_dirty), arXiv 2406.11717.
     """
     return Directions(mean_difference(harmful, harmless)[:, None, :], method="mean_difference")
+
+
+def mean_of_differences(
+    harmful: Float[Tensor, "prompt layer d_model"], baseline: Baseline, *, labels: Int[Tensor, " prompt"] | None = None, seed: int = 0
+) -> Directions:
+    """Return r = mean over prompts of (harmful - subtrahend), one direction a layer, raw norm kept; unmatched it is `raw_direction`."""
+    del labels, seed
+    subtrahend = torch.einsum("r,rld->ld", baseline.shares.double(), baseline.rows.double())
+    return Directions((harmful.double().mean(0) - subtrahend).float()[:, None, :], method="mean_difference")

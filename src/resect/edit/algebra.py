@@ -23,8 +23,25 @@ def orthonormal_basis(vectors: Float[Tensor, "direction d_model"], *, tolerance:
     Gram-Schmidt in float64, each vector orthogonalised twice. A vector of which less than `tolerance` (of its norm) lies outside the
     span of those before it is dropped, so k <= direction; a zero vector is always dropped.
     """
+    columns, _ = _gram_schmidt(vectors, tolerance)
+    return columns.float()
+
+
+def scaled_factors(
+    vectors: Float[Tensor, "direction d_model"], scales: Float[Tensor, " direction"]
+) -> tuple[Float[Tensor, "d_model k"], Float[Tensor, "d_model k"]]:
+    """Return U = Q diag(s), C = Q with Q the orthonormal basis of `vectors`: I - gamma U C^T removes gamma s_j of what direction j adds
+    to the span of those before it. With all scales 1 this is the joint removal of the span.
+    """
+    columns, kept = _gram_schmidt(vectors, 1e-6)
+    return (columns * scales.double()[kept]).float(), columns.float()
+
+
+def _gram_schmidt(vectors: Float[Tensor, "direction d_model"], tolerance: float) -> tuple[Float[Tensor, "d_model k"], list[int]]:
+    """Return float64 orthonormal columns and which vectors they come from."""
     columns: list[Tensor] = []
-    for vector in vectors.double():
+    kept: list[int] = []
+    for index, vector in enumerate(vectors.double()):
         norm = vector.norm()
         if norm == 0:
             continue
@@ -34,20 +51,21 @@ def orthonormal_basis(vectors: Float[Tensor, "direction d_model"], *, tolerance:
                 rest = rest - column * (column @ rest)
         if rest.norm() >= tolerance:
             columns.append(rest / rest.norm())
+            kept.append(index)
     if not columns:
-        return vectors.new_zeros((vectors.shape[1], 0), dtype=torch.float32)
-    return torch.stack(columns, dim=1).float()
+        return vectors.new_zeros((vectors.shape[1], 0), dtype=torch.float64), kept
+    return torch.stack(columns, dim=1), kept
 
 
 def sequential_factors(
-    vectors: Float[Tensor, "direction d_model"], *, gamma: float
+    vectors: Float[Tensor, "direction d_model"], *, gamma: float, scales: Float[Tensor, " direction"] | None = None
 ) -> tuple[Float[Tensor, "d_model direction"], Float[Tensor, "d_model direction"]]:
-    """Return U, C with I - gamma U C^T = (I - gamma v_n v_n^T) ... (I - gamma v_1 v_1^T), v unit vectors: v_1 is removed first.
+    """Return U, C with I - gamma U C^T = (I - gamma s_n v_n v_n^T) ... (I - gamma s_1 v_1 v_1^T), v unit vectors: v_1 is removed first.
 
-    Unlike the joint form it keeps a part of every direction but the last when the directions are not orthogonal.
+    Unlike the joint form it keeps a part of every direction but the last when the directions are not orthogonal. Unset scales s are 1.
     """
     units = torch.nn.functional.normalize(vectors.double(), dim=1)
-    u = units.T
+    u = units.T if scales is None else units.T * scales.double()
     columns: list[Tensor] = []
     for k, unit in enumerate(units):
         overlaps = [gamma * (u[:, j] @ unit) * columns[j] for j in range(k)]

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from resect.edit.algebra import Preserve, orthonormal_basis, sequential_factors
+from resect.edit.algebra import Preserve, orthonormal_basis, scaled_factors, sequential_factors
 from resect.errors import UserError, unknown_name
 
 FORMAT = "resect.edit/2"
@@ -109,6 +109,7 @@ def make_plan(
     *,
     joint: bool = True,
     preserve: Preserve = "nothing",
+    scales: Float[Tensor, "layer direction"] | None = None,
 ) -> EditPlan:
     """Return the plan that removes gamma times the component along `vectors[layer]` from what every writer adds to the residual stream.
 
@@ -122,6 +123,7 @@ def make_plan(
         strengths: gamma per layer (0 nothing, 1 removed, 2 reflected), or one such tensor per writer kind.
         joint: whether the directions are orthonormalised together.
         preserve: which norms of the writers' weights are kept.
+        scales: factors on gamma, one a direction (1 unless given); with (|r| / reference)^2 an edit is that of vectors not normalised.
 
     Raises:
         UserError: a zero, NaN or infinite direction (naming the layer), strengths of another length or not finite, an unknown or
@@ -135,7 +137,8 @@ def make_plan(
             raise UserError(f"Writer {writer.name} is at layer {writer.layer}, but there are directions for layers 0 to {layers - 1} only.")
         gamma = float(gammas[writer.kind][writer.layer])
         if gamma != 0:
-            edits.append(replace(_edit(writer, vectors[writer.layer], gamma, joint=joint), preserve=preserve))
+            own = None if scales is None else scales[writer.layer].detach().cpu()
+            edits.append(replace(_edit(writer, vectors[writer.layer], gamma, joint=joint, scales=own), preserve=preserve))
     return EditPlan(tuple(edits))
 
 
@@ -169,16 +172,26 @@ def _by_kind(writers: Sequence[WriterLike], strengths: Strengths, layers: int) -
     return gammas
 
 
-def _edit(writer: WriterLike, directions: Float[Tensor, "direction d_model"], gamma: float, *, joint: bool) -> WriterEdit:
+def _edit(
+    writer: WriterLike,
+    directions: Float[Tensor, "direction d_model"],
+    gamma: float,
+    *,
+    joint: bool,
+    scales: Float[Tensor, " direction"] | None = None,
+) -> WriterEdit:
     directions = directions.detach().cpu().double()
     _check(directions, writer)
     if writer.gain is not None:
         directions = directions * writer.gain.detach().cpu().double()
         _check(directions, writer)
-    if joint:
+    if joint and scales is None:
         basis = orthonormal_basis(directions)
         return WriterEdit(writer.name, basis, basis, gamma)
-    u, c = sequential_factors(directions, gamma=gamma)
+    if joint and scales is not None:
+        u, c = scaled_factors(directions, scales)
+    else:
+        u, c = sequential_factors(directions, gamma=gamma, scales=scales)
     return WriterEdit(writer.name, u, c, gamma)
 
 

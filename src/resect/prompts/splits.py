@@ -109,5 +109,11 @@ def normal(text: str) -> str:
     return " ".join(text.casefold().split())
 
 
+def similarity(a: str, b: str) -> float:
+    """Return the share of words that two texts have in common (Jaccard index of their lower-cased word sets), 0 without any words."""
+    first, second = _words(a), _words(b)
+    return len(first & second) / max(1, len(first | second))
+
+
 def _words(text: str) -> frozenset[str]:
     return frozenset(re.findall(r"\w+", text.lower()))

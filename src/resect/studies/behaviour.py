@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from resect.config import StudyConfig
 from resect.errors import UserError
 from resect.evaluation.echo import RefusalEcho, learn_echo
 from resect.evaluation.refusal import RefusalTokens, judge_log_odds, learn_cut, learn_refusal_tokens, log_odds
@@ -61,7 +62,7 @@ class Behaviour:
         return list(judge_log_odds(log_odds(logprobs, self.tokens), cut=self.cut))
 
 
-def observe(lab: Lab, inputs: StudyInputs, steps: Steps) -> Behaviour:
+def observe(lab: Lab[StudyConfig], inputs: StudyInputs, steps: Steps) -> Behaviour:
     """Return the base model's behaviour on every split.
 
     Raises:
@@ -83,7 +84,7 @@ def observe(lab: Lab, inputs: StudyInputs, steps: Steps) -> Behaviour:
 class _Answers:
     """The base model's responses to harmful prompts, in memory only: no file of a run holds them."""
 
-    def __init__(self, lab: Lab, inputs: StudyInputs) -> None:
+    def __init__(self, lab: Lab[StudyConfig], inputs: StudyInputs) -> None:
         self.lab, self.inputs = lab, inputs
         self.given: dict[str, tuple[Response, ...]] = {}
 
@@ -95,13 +96,13 @@ class _Answers:
         return self.given[part]
 
 
-def _judged(lab: Lab, prompts: PromptSet, steps: Steps, part: str, answers: _Answers) -> Asked:
+def _judged(lab: Lab[StudyConfig], prompts: PromptSet, steps: Steps, part: str, answers: _Answers) -> Asked:
     name = f"base_harmful_{part}"
     verdicts: list[Verdict] = steps.json(name, lambda: list(judge_markers(answers.to(part))))
     return Asked(prompts, tuple(verdicts), steps.tensors(name, lambda: {"logprobs": lab.first_logprobs(prompts)})["logprobs"])
 
 
-def _answered(lab: Lab, prompts: PromptSet, steps: Steps, part: str) -> Asked:
+def _answered(lab: Lab[StudyConfig], prompts: PromptSet, steps: Steps, part: str) -> Asked:
     name = f"base_harmless_{part}"
     tokens = steps.json(name, lambda: [list(r.ids) for r in lab.respond(prompts, max_new_tokens=lab.config.max_new_tokens)])
     responses = lab.read(prompts.prompts, tokens)

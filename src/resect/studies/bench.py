@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from resect.config import SRAConfig
+from resect.config import SRAConfig, StudyConfig
 from resect.edit import proof
 from resect.edit.plan import EditPlan
 from resect.prompts import PromptSet
@@ -22,7 +22,7 @@ from resect.studies.steps import Steps
 class Bench:
     """What all steps share: the model with its behaviour and materials, and what edits of it are compared with."""
 
-    lab: Lab
+    lab: Lab[SRAConfig]
     inputs: StudyInputs
     behaviour: Behaviour
     materials: Materials
@@ -61,7 +61,7 @@ def prepare(inputs: StudyInputs, config: SRAConfig, steps: Steps) -> Bench:
     return Bench(lab, inputs, behaviour, materials, scores.reference(lab, inputs, behaviour, answers), steps, atom)
 
 
-def twin_ids(lab: Lab, inputs: StudyInputs, prompts: PromptSet) -> list[list[int]]:
+def twin_ids(lab: Lab[StudyConfig], inputs: StudyInputs, prompts: PromptSet) -> list[list[int]]:
     """Return the twin's greedy answers as token ids."""
     return [list(r.ids) for r in lab.respond(prompts, max_new_tokens=lab.config.max_new_tokens, model=inputs.twin)]
 

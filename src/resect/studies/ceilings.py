@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from resect.activations import capture
+from resect.config import SRAConfig
 from resect.edit.plan import EditPlan, make_plan
 from resect.evaluation import recovery
 from resect.evaluation.statistics import rate
@@ -29,7 +30,7 @@ RANKS = (1, 2, 4, 8)
 
 
 def oracle(
-    lab: Lab, twin: ChatModel, behaviour: Behaviour, reference: Reference, twin_validation: tuple[Response, ...]
+    lab: Lab[SRAConfig], twin: ChatModel, behaviour: Behaviour, reference: Reference, twin_validation: tuple[Response, ...]
 ) -> list[dict[str, Any]]:
     """Return, per rank k, test recovery after removing the top k singular vectors of aligned minus helpful activations.
 
@@ -47,7 +48,7 @@ def oracle(
     return found
 
 
-def layer_revert(lab: Lab, twin: ChatModel, behaviour: Behaviour, reference: Reference) -> list[dict[str, Any]]:
+def layer_revert(lab: Lab[SRAConfig], twin: ChatModel, behaviour: Behaviour, reference: Reference) -> list[dict[str, Any]]:
     """Return test recovery when all blocks from `first_layer` on get the helpful twin's weights back."""
     curve = []
     for first in range(lab.layers):
@@ -57,16 +58,16 @@ def layer_revert(lab: Lab, twin: ChatModel, behaviour: Behaviour, reference: Ref
     return curve
 
 
-def _rows(lab: Lab, model: ChatModel, prompts: PromptSet) -> Float[Tensor, "prompt layer d_model"]:
+def _rows(lab: Lab[SRAConfig], model: ChatModel, prompts: PromptSet) -> Float[Tensor, "prompt layer d_model"]:
     return capture(model, lab.render(prompts), position=lab.config.position, batch_tokens=lab.config.batch_tokens).rows
 
 
-def _plan(lab: Lab, basis: Float[Tensor, "layer k d_model"], place: Choice) -> EditPlan:
+def _plan(lab: Lab[SRAConfig], basis: Float[Tensor, "layer k d_model"], place: Choice) -> EditPlan:
     source = basis if place.source is None else basis[place.source].expand_as(basis)
     return make_plan(lab.writers, source, place.strengths(torch.ones(lab.layers)))
 
 
-def _said(lab: Lab, prompts: PromptSet, plan: EditPlan) -> tuple[Response, ...]:
+def _said(lab: Lab[SRAConfig], prompts: PromptSet, plan: EditPlan) -> tuple[Response, ...]:
     with lab.edited(plan):
         return lab.respond(prompts, max_new_tokens=lab.config.max_new_tokens)
 

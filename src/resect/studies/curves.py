@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from resect.config import SRAConfig, StudyConfig
 from resect.edit.plan import EditPlan
 from resect.evaluation import drift, recovery
 from resect.evaluation.statistics import mean_of, rate
@@ -24,7 +25,7 @@ Floats = NDArray[np.float64]
 Curve = tuple[Floats, Floats, Floats]
 
 
-def trace(lab: Lab, recipe: Recipe, choice: Choice, behaviour: Behaviour, reference: Reference) -> list[dict[str, Any]]:
+def trace(lab: Lab[SRAConfig], recipe: Recipe, choice: Choice, behaviour: Behaviour, reference: Reference) -> list[dict[str, Any]]:
     """Return the arm's points over rising strengths on test prompts, with per-prompt results.
 
     The curve ends after two strengths in a row at or below both refusal levels of the settings: the crossing is bracketed, and more
@@ -39,7 +40,7 @@ def trace(lab: Lab, recipe: Recipe, choice: Choice, behaviour: Behaviour, refere
     return points
 
 
-def measure(lab: Lab, plan: EditPlan, behaviour: Behaviour, reference: Reference, *, strength: float) -> dict[str, Any]:
+def measure(lab: Lab[StudyConfig], plan: EditPlan, behaviour: Behaviour, reference: Reference, *, strength: float) -> dict[str, Any]:
     """Return one point, prompt by prompt: refusals (benign ones by the log-odds judge, which needs no responses), KL, recovery."""
     harmful, harmless = behaviour.harmful["test"], behaviour.harmless["test"]
     with lab.edited(plan):

@@ -20,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from resect import cleaning
+from resect.config import SRAConfig
 from resect.edit.plan import EditPlan
 from resect.evaluation.refusal import log_odds
 from resect.evaluation.slopes import Numbers, slopes
@@ -41,7 +42,7 @@ class Prediction:
     kl: float | None
 
 
-def predict(lab: Lab, behaviour: Behaviour, plans: list[EditPlan]) -> tuple[Prediction, ...]:
+def predict(lab: Lab[SRAConfig], behaviour: Behaviour, plans: list[EditPlan]) -> tuple[Prediction, ...]:
     """Return the prediction for each plan at unit strength, from the validation prompts of the unedited model."""
     harmful, harmless = behaviour.harmful["validation"], behaviour.harmless["validation"]
     tokens = max(1, lab.config.batch_tokens // 8)  # a backward pass keeps what a forward pass lets go
@@ -72,7 +73,9 @@ def _prediction(excess: float, fall: float, curvature: float) -> Prediction:
     return Prediction(strength, strength**2 / 2 * curvature)
 
 
-def forecast(lab: Lab, behaviour: Behaviour, *, raw: list[EditPlan], clean: list[EditPlan], known: dict[str, float]) -> dict[str, Any]:
+def forecast(
+    lab: Lab[SRAConfig], behaviour: Behaviour, *, raw: list[EditPlan], clean: list[EditPlan], known: dict[str, float]
+) -> dict[str, Any]:
     """Return the forecast as `study.json` holds it: value, threshold, sentence, the two predictions, other known quantities.
 
     `raw` and `clean` are the plans of `standard` and `sra` at unit strength, one for every place that validation tries.

@@ -3,11 +3,12 @@
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 from jaxtyping import Float
 from torch import Tensor
 
-from resect.config import SRAConfig
+from resect.config import StudyConfig
 from resect.edit import hooks
 from resect.edit.plan import EditPlan
 from resect.evaluation.logprobs import next_token_logprobs
@@ -17,13 +18,15 @@ from resect.models.load import ChatModel
 from resect.models.writers import Writer, find_writers
 from resect.prompts import Prompt
 
+C_co = TypeVar("C_co", bound=StudyConfig, covariant=True)
+
 
 @dataclass(eq=False)
-class Lab:
+class Lab(Generic[C_co]):
     """Model, writers and settings together; the only state is the memo of rendered prompts."""
 
     model: ChatModel
-    config: SRAConfig
+    config: C_co
     writers: tuple[Writer, ...] = field(init=False)
     _rendered: dict[Prompt, Rendered] = field(init=False, default_factory=dict)
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from resect import directions
 from resect.activations import capture
 from resect.atoms import Atom
+from resect.config import StudyConfig
 from resect.prompts import Prompt
 from resect.studies.behaviour import Behaviour
 from resect.studies.inputs import StudyInputs
@@ -42,7 +43,7 @@ class Materials:
         return self.atoms[:, self.names.index(name)]
 
 
-def gather(lab: Lab, inputs: StudyInputs, behaviour: Behaviour, steps: Steps) -> Materials:
+def gather(lab: Lab[StudyConfig], inputs: StudyInputs, behaviour: Behaviour, steps: Steps) -> Materials:
     """Return the materials of a study, captured from the base model (or read back from the run folder)."""
     harmful, harmless = behaviour.harmful["extract"].prompts, behaviour.harmless["extract"].prompts
     return Materials(
@@ -54,7 +55,7 @@ def gather(lab: Lab, inputs: StudyInputs, behaviour: Behaviour, steps: Steps) ->
     )
 
 
-def atom_directions(lab: Lab, atoms: tuple[Atom, ...]) -> Float[Tensor, "layer atom d_model"]:
+def atom_directions(lab: Lab[StudyConfig], atoms: tuple[Atom, ...]) -> Float[Tensor, "layer atom d_model"]:
     """Return a_k = mean(positive) - mean(negative) per layer, raw norm kept; all prompts in one capture."""
     texts = [text for atom in atoms for text in (*atom.positive, *atom.negative)]
     rows = _rows(lab, [Prompt(text) for text in texts])
@@ -66,5 +67,5 @@ def atom_directions(lab: Lab, atoms: tuple[Atom, ...]) -> Float[Tensor, "layer a
     return torch.stack(found, dim=1)
 
 
-def _rows(lab: Lab, prompts: Iterable[Prompt]) -> Tensor:
+def _rows(lab: Lab[StudyConfig], prompts: Iterable[Prompt]) -> Tensor:
     return capture(lab.model, lab.render(prompts), position=lab.config.position, batch_tokens=lab.config.batch_tokens).rows

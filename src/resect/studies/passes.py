@@ -12,6 +12,7 @@ from torch import Tensor
 
 from resect import cleaning, directions
 from resect.activations import capture
+from resect.config import SRAConfig
 from resect.edit.plan import EditPlan, make_plan
 from resect.evaluation.verdicts import judge_markers
 from resect.prompts import PromptSet
@@ -27,7 +28,7 @@ FEWEST_HARD = 4
 
 
 def run_passes(
-    lab: Lab, recipe: Recipe, choice: Choice, *, materials: Materials, behaviour: Behaviour, reference: Reference
+    lab: Lab[SRAConfig], recipe: Recipe, choice: Choice, *, materials: Materials, behaviour: Behaviour, reference: Reference
 ) -> list[dict[str, Any]]:
     """Return one entry per pass: test figures, atom spectrum and R^2 of that pass's direction, and why it was the last."""
     layer = choice.source if choice.source is not None else int(recipe.strengths(choice).argmax())
@@ -53,11 +54,11 @@ def _reason(number: int, hard: int, most: int) -> str:
     return f"only {hard} extraction prompts still refuse" if hard < FEWEST_HARD else f"pass {number} of {most} was the last allowed"
 
 
-def _term(materials: Materials, lab: Lab, lam: float) -> cleaning.KeepTerm:
+def _term(materials: Materials, lab: Lab[SRAConfig], lam: float) -> cleaning.KeepTerm:
     return cleaning.atom_term(materials.kept_atoms, lam=lam, scaling=lab.config.atom_scaling)
 
 
-def _still_refusing(lab: Lab, behaviour: Behaviour, plan: EditPlan) -> PromptSet:
+def _still_refusing(lab: Lab[SRAConfig], behaviour: Behaviour, plan: EditPlan) -> PromptSet:
     """Return the extraction prompts that refuse under the edit, openly or as an echo."""
     prompts = behaviour.harmful["extract"].prompts
     with lab.edited(plan):
@@ -66,7 +67,7 @@ def _still_refusing(lab: Lab, behaviour: Behaviour, plan: EditPlan) -> PromptSet
     return prompts.where([v == "refuse" or behaviour.echo.heard_in(r) for v, r in zip(verdicts, said, strict=True)])
 
 
-def _refit(lab: Lab, hard: PromptSet, behaviour: Behaviour, plan: EditPlan) -> Float[Tensor, "layer d_model"]:
+def _refit(lab: Lab[SRAConfig], hard: PromptSet, behaviour: Behaviour, plan: EditPlan) -> Float[Tensor, "layer d_model"]:
     with lab.edited(plan):
         rows = [
             capture(lab.model, lab.render(prompts), position=lab.config.position, batch_tokens=lab.config.batch_tokens).rows
@@ -75,7 +76,7 @@ def _refit(lab: Lab, hard: PromptSet, behaviour: Behaviour, plan: EditPlan) -> F
     return directions.mean_difference(*rows)
 
 
-def _figures(lab: Lab, plan: EditPlan, behaviour: Behaviour, reference: Reference) -> dict[str, Any]:
+def _figures(lab: Lab[SRAConfig], plan: EditPlan, behaviour: Behaviour, reference: Reference) -> dict[str, Any]:
     point = curves.measure(lab, plan, behaviour, reference, strength=1.0)
     summary = curves.summary([point], seed=lab.config.seed)[0]
     return {key: summary[key] for key in ("refusal_rate", "kl_first_token", "recovery")}

@@ -8,6 +8,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
+from resect.config import StudyConfig
 from resect.edit.plan import EditPlan
 from resect.evaluation import drift, recovery
 from resect.evaluation.logprobs import TokenLogprobs, response_logprobs
@@ -35,7 +36,7 @@ class Reference:
     twin_tokens: TokenLogprobs | None = None
 
 
-def reference(lab: Lab, inputs: StudyInputs, behaviour: Behaviour, twin_ids: Sequence[Sequence[int]] | None) -> Reference:
+def reference(lab: Lab[StudyConfig], inputs: StudyInputs, behaviour: Behaviour, twin_ids: Sequence[Sequence[int]] | None) -> Reference:
     """Return the reference of a study; the base's log-probs are computed once a run."""
     harmless = behaviour.harmless["test"]
     tokens = _forced(lab, lab.model, harmless.prompts.prompts, harmless.responses)
@@ -46,7 +47,7 @@ def reference(lab: Lab, inputs: StudyInputs, behaviour: Behaviour, twin_ids: Seq
     return Reference(tokens, twin, _forced(lab, inputs.twin, asked, twin))
 
 
-def kl_to_twin(lab: Lab, behaviour: Behaviour, reference: Reference, plan: EditPlan) -> list[float] | None:
+def kl_to_twin(lab: Lab[StudyConfig], behaviour: Behaviour, reference: Reference, plan: EditPlan) -> list[float] | None:
     """Return KL(twin‖edited) per harmful test prompt along the twin's answer, nats per token; None without a twin."""
     if reference.twin is None or reference.twin_tokens is None:
         return None
@@ -55,7 +56,7 @@ def kl_to_twin(lab: Lab, behaviour: Behaviour, reference: Reference, plan: EditP
     return recovery.kl_to_twin(reference.twin_tokens, forced).tolist()
 
 
-def score(lab: Lab, inputs: StudyInputs, behaviour: Behaviour, reference: Reference, plan: EditPlan) -> dict[str, Any]:
+def score(lab: Lab[StudyConfig], inputs: StudyInputs, behaviour: Behaviour, reference: Reference, plan: EditPlan) -> dict[str, Any]:
     """Return everything measured of one edit on the test prompts, prompt by prompt, as JSON."""
     harmful, harmless = behaviour.harmful["test"], behaviour.harmless["test"]
     with lab.edited(plan):
@@ -129,11 +130,11 @@ def _sides(behaviour: Behaviour) -> dict[str, Any]:
     return {"harmful": behaviour.harmful["test"], "harmless": behaviour.harmless["test"]}
 
 
-def _forced(lab: Lab, model: ChatModel, prompts: Sequence[Prompt], responses: Sequence[Response]) -> TokenLogprobs:
+def _forced(lab: Lab[StudyConfig], model: ChatModel, prompts: Sequence[Prompt], responses: Sequence[Response]) -> TokenLogprobs:
     return response_logprobs(model, lab.render(prompts), responses, k=lab.config.kl_tokens, batch_tokens=lab.config.batch_tokens)
 
 
-def _answers(lab: Lab, prompts: Sequence[Prompt]) -> Nll:
+def _answers(lab: Lab[StudyConfig], prompts: Sequence[Prompt]) -> Nll:
     answers = [p.response or "" for p in prompts]
     return answer_nll(lab.model, lab.render(prompts), answers, batch_tokens=lab.config.batch_tokens)
 

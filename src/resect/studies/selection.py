@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from itertools import product
 from typing import Any
 
+from resect.config import SRAConfig
 from resect.evaluation import drift
 from resect.evaluation.statistics import mean_of, rate
 from resect.evaluation.verdicts import judge_markers
@@ -40,7 +41,7 @@ Recipes = Mapping[float, Recipe]
 """An arm's recipe at each softness."""
 
 
-def select(lab: Lab, recipes: Recipes, behaviour: Behaviour) -> dict[str, Any]:
+def select(lab: Lab[SRAConfig], recipes: Recipes, behaviour: Behaviour) -> dict[str, Any]:
     """Return the chosen candidate of an arm as JSON: choice, feasibility, validation figures, and every candidate that was tried."""
     candidates = [candidate for place in grid(lab, recipes) for candidate in _rise(lab, recipes, place, behaviour)]
     limit = lab.config.max_refusal
@@ -54,7 +55,7 @@ def select(lab: Lab, recipes: Recipes, behaviour: Behaviour) -> dict[str, Any]:
     }
 
 
-def grid(lab: Lab, recipes: Recipes) -> list[Choice]:
+def grid(lab: Lab[SRAConfig], recipes: Recipes) -> list[Choice]:
     """Return every softness x strength rule x source x window that is tried, at strength 1."""
     return [
         replace(place, softness=softness, rule=rule)
@@ -63,7 +64,7 @@ def grid(lab: Lab, recipes: Recipes) -> list[Choice]:
     ]
 
 
-def _rise(lab: Lab, recipes: Recipes, place: Choice, behaviour: Behaviour) -> Iterator[Candidate]:
+def _rise(lab: Lab[SRAConfig], recipes: Recipes, place: Choice, behaviour: Behaviour) -> Iterator[Candidate]:
     """Yield candidates of one place at rising strengths, up to the second that works: more strength would only cost more KL.
 
     The second is kept because the screen reads one token, and the first may turn out too weak on whole responses.
@@ -77,7 +78,7 @@ def _rise(lab: Lab, recipes: Recipes, place: Choice, behaviour: Behaviour) -> It
             return
 
 
-def _first_that_works(lab: Lab, recipes: Recipes, ranked: Sequence[Candidate], behaviour: Behaviour) -> Candidate:
+def _first_that_works(lab: Lab[SRAConfig], recipes: Recipes, ranked: Sequence[Candidate], behaviour: Behaviour) -> Candidate:
     """Return the best-ranked candidate that still works on whole responses; if none does, the one that refuses least."""
     verified = []
     for candidate in ranked:
@@ -97,7 +98,7 @@ def _order(refusal: float, kl: float, limit: float) -> tuple[bool, float, float]
     return (not works, 0.0 if works else refusal, kl)
 
 
-def screen(lab: Lab, recipes: Recipes, choice: Choice, behaviour: Behaviour) -> Candidate:
+def screen(lab: Lab[SRAConfig], recipes: Recipes, choice: Choice, behaviour: Behaviour) -> Candidate:
     """Return the candidate's refusal rate by log-odds and its mean first-token KL, from one pass over both sides."""
     harmful, harmless = behaviour.harmful["validation"], behaviour.harmless["validation"]
     prompts = [*harmful.prompts, *harmless.prompts]
@@ -109,7 +110,7 @@ def screen(lab: Lab, recipes: Recipes, choice: Choice, behaviour: Behaviour) -> 
     return Candidate(choice, tuple(refused), float(kl.mean()))
 
 
-def verify(lab: Lab, recipes: Recipes, candidate: Candidate, behaviour: Behaviour) -> Candidate:
+def verify(lab: Lab[SRAConfig], recipes: Recipes, candidate: Candidate, behaviour: Behaviour) -> Candidate:
     """Return the candidate with refusals read on responses too: a prompt that either judge calls refused is refused."""
     choice, prompts = candidate.choice, behaviour.harmful["validation"].prompts
     with lab.edited(recipes[choice.softness].plan(lab.writers, choice)):
@@ -118,7 +119,7 @@ def verify(lab: Lab, recipes: Recipes, candidate: Candidate, behaviour: Behaviou
     return replace(candidate, refused=tuple(a or b for a, b in zip(candidate.refused, by_markers, strict=True)))
 
 
-def figures(lab: Lab, recipes: Recipes, choice: Choice, behaviour: Behaviour) -> dict[str, Any]:
+def figures(lab: Lab[SRAConfig], recipes: Recipes, choice: Choice, behaviour: Behaviour) -> dict[str, Any]:
     """Return a choice's validation figures with their intervals; refusals by either judge."""
     candidate = verify(lab, recipes, screen(lab, recipes, choice, behaviour), behaviour)
     harmless = behaviour.harmless["validation"]

@@ -1,0 +1,57 @@
+"""The knobs that every study has."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from resect.errors import UserError
+
+
+class StudyConfig(BaseModel):
+    """Settings shared by the studies; no value of a paper is assumed where the paper gives none."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+    seed: int = 0
+    """Seed of the splits, the random control and the bootstrap."""
+
+    position: Literal["last", "last_user", "mean"] | int = "last"
+    """Token whose activation is read: last token of the rendered prompt, last token of the user's text, mean, or a negative index."""
+    system: str | None = None
+    """System prompt put before every prompt that has none of its own."""
+    thinking: bool = False
+    """Whether a thinking template starts in thinking mode."""
+    filter_by_behaviour: bool = True
+    """Extract only from harmful prompts that the base refuses and harmless ones that it answers."""
+    extract_prompts: int = Field(default=256, ge=2)
+    """Most prompts a side for extracting directions."""
+    validation_prompts: int = Field(default=64, ge=2)
+    """Most prompts a side for choosing strength and layers."""
+    test_prompts: int = Field(default=128, ge=2)
+    """Most prompts a side for the final scores."""
+    max_refusal: float = Field(default=0.02, ge=0, le=1)
+    """Refusal rate at or below which a candidate counts as working."""
+    matched_refusal: float = Field(default=0.05, ge=0, lt=1)
+    """Refusal rate at which the KL of all arms is read off; a little above `max_refusal`, so that it does not hang on two prompts."""
+    max_new_tokens: int = Field(default=64, ge=1)
+    """Longest response, in tokens."""
+    opening_tokens: int = Field(default=48, ge=1)
+    """Response tokens read when only the verdict is wanted."""
+    kl_tokens: int = Field(default=16, ge=1)
+    """Tokens of the base's own response over which the teacher-forced KL is taken."""
+    text_context: int = Field(default=512, ge=2)
+    """Window of plain-text perplexity, in tokens."""
+    text_stride: int = Field(default=256, ge=1)
+    """Stride of that window: how many new tokens are scored each step."""
+    batch_tokens: int = Field(default=8192, ge=1)
+    """Most tokens (padding included) in one forward pass."""
+    keep_text: bool = False
+    """Keep prompts and responses in samples.jsonl; otherwise only hashes and verdicts are stored."""
+
+    @model_validator(mode="after")
+    def _check_shared(self) -> "StudyConfig":
+        if isinstance(self.position, int) and self.position >= 0:
+            raise UserError(f"position {self.position} is not allowed; use last, last_user, mean or a negative integer (-1 is last).")
+        if self.text_stride >= self.text_context:
+            raise UserError(f"text_stride {self.text_stride} must be below text_context {self.text_context}.")
+        return self

@@ -1,0 +1,76 @@
+"""Every knob of the contrast study."""
+
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from resect.config.base import StudyConfig
+from resect.config.files import checked
+from resect.errors import UserError, unknown_name
+
+BASELINES = ("unmatched", "matched", "paired", "other_topics", "dealt")
+"""Every contrast baseline, in the order of the tables: what is subtracted from a harmful prompt's activation."""
+VARIANTS = ("raw_norm", "projected", "topic_free", "sequential", "fewer", "random")
+"""Every control of an arm: what is done to its directions, or in their place."""
+
+
+class ContrastConfig(StudyConfig):
+    """The settings of `resect contrast`. Where the paper prints no value there is an option here, never an assumption."""
+
+    kl_tokens: int = Field(default=50, ge=1)
+    """Tokens of the base's own response over which the teacher-forced KL is taken (fewer where the response is shorter)."""
+
+    baselines: tuple[str, ...] = BASELINES
+    """Contrast baselines: what is subtracted from each harmful prompt."""
+    methods: tuple[str, ...] = ("mean_difference", "som", "som_svd", "svd")
+    """Direction methods, each run on every baseline (`dealt` and `other_topics` with the first and second only)."""
+    variants: tuple[str, ...] = VARIANTS
+    """Controls run on every arm that they apply to; empty runs the plain arms alone."""
+    directions: int | None = Field(default=None, ge=1)
+    """Directions a layer of methods that find several; unset takes one a category, the same number on every baseline."""
+
+    weights: tuple[float, ...] = (0.3, 0.5, 0.8, 1.0, 1.2)
+    """Weights of the grid, rising: the share of each direction that is taken out."""
+    pair_layers: int = Field(default=4, ge=0)
+    """Pairs are made of this many layers, the best alone on the screen; 0 edits no pairs (the controls never do)."""
+    paper_prompts: int = Field(default=10, ge=1)
+    """Harmful prompts of the paper's own protocol, drawn evenly over categories: R counts refusals among them."""
+    finalists: int = Field(default=3, ge=1)
+    """Most cells an arm that are read in whole responses on validation after the one-token screen, best first, until one works."""
+    audit_cells: int = Field(default=12, ge=0)
+    """Cells that the screen spares from reading, read all the same to see whether it was right."""
+
+    shares: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
+    """Shares of on-topic prompts in the baseline of the dose-response; empty leaves it out."""
+    sizes: tuple[int, ...] = (8, 16, 32, 64, 128)
+    """Numbers of harmful prompts that directions are made from in the dose-response, those up to what there is; empty leaves it out."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "ContrastConfig":
+        for name, allowed in (("baselines", BASELINES), ("variants", VARIANTS)):
+            for value in getattr(self, name):
+                if value not in allowed:
+                    raise unknown_name(name.removesuffix("s"), value, allowed)
+        for name in ("baselines", "methods"):
+            if not getattr(self, name):
+                raise UserError(f"{name} must name at least one; leave the setting out for all.")
+        _check_once(self)
+        if not self.weights or min(self.weights) <= 0:
+            raise UserError(f"weights must hold at least one number, all above 0; got {list(self.weights)}.")
+        if any(not 0 <= share <= 1 for share in self.shares):
+            raise UserError(f"shares must lie between 0 and 1; got {list(self.shares)}.")
+        if any(size < 2 for size in self.sizes):
+            raise UserError(f"sizes must be at least 2; got {list(self.sizes)}.")
+        return self
+
+
+def _check_once(config: ContrastConfig) -> None:
+    for name in ("baselines", "methods", "variants", "weights", "shares", "sizes"):
+        values = getattr(config, name)
+        if len(set(values)) != len(values):
+            raise UserError(f"{name} must name each value once; got {list(values)}.")
+
+
+def make_contrast_config(settings: dict[str, Any]) -> ContrastConfig:
+    """Return the checked settings; raises `UserError` naming the first wrong one, with the nearest valid name."""
+    return checked(ContrastConfig, settings)
