@@ -1,0 +1,78 @@
+"""Does topic-matched contrast fail, when, and why: one experiment over organisms, and the page that reports it.
+
+    python benchmarks/contrast.py --folder runs/contrast            # everything, resumable: trains, measures, writes
+    python benchmarks/contrast.py --folder runs/contrast --finished # measures and reports the organisms that are trained already
+    python benchmarks/contrast.py --again                           # page and figures from benchmarks/results/contrast.json
+
+Trains three seeds x two architectures x three topic strengths (seeds that the language was never looked at with), runs every arm on
+each, writes benchmarks/results/contrast.json, docs/contrast.md and docs/figures/contrast_*.svg; the last line is JSON.
+"""
+
+import argparse
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import contrast_page
+
+ROOT = Path(__file__).parents[1]
+RESULTS = Path(__file__).parent / "results" / "contrast.json"
+SEEDS, ARCHITECTURES, TOPICS = (3, 4, 5), ("qwen3", "qwen3_5"), (1.0, 0.5, 0.0)
+
+
+@dataclass(frozen=True)
+class Member:
+    """One organism of the experiment."""
+
+    seed: int
+    topic: float
+    architecture: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.architecture}-t{self.topic:g}-s{self.seed}"
+
+
+def members() -> list[Member]:
+    """Return the organisms, seed by seed, so that whatever is finished is balanced."""
+    return [Member(seed, topic, architecture) for seed in SEEDS for topic in TOPICS for architecture in ARCHITECTURES]
+
+
+def measured(member: Member, folder: Path, *, train: bool) -> dict[str, Any] | None:
+    """Return an organism's row, training it if need be; None if it is not there and training is not wanted."""
+    import torch
+    from contrast_measure import measure
+
+    from resect.commands.console import quiet_libraries
+    from resect.organism.shipped import is_organism, load_organism
+    from resect.organism.training import train_organism
+
+    torch.set_num_threads(1)
+    quiet_libraries()
+    place = folder / "organisms" / member.name
+    if not is_organism(place):
+        if not train:
+            return None
+        train_organism(place, **asdict(member))
+    return {"name": member.name, **measure(load_organism(place), folder / "measured" / member.name)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=Path("runs/contrast"))
+    parser.add_argument("--finished", action="store_true", help="train nothing")
+    parser.add_argument("--again", action="store_true", help="write the page from the stored results")
+    options = parser.parse_args()
+    rows: list[dict[str, Any]] = json.loads(RESULTS.read_text(encoding="utf-8"))["organisms"] if options.again else []
+    for i, member in enumerate([] if options.again else members(), 1):
+        row = measured(member, options.folder, train=not options.finished)
+        rows += [] if row is None else [row]
+        print(f"{i}/{len(members())} {member.name}: {'not trained' if row is None else 'done'}", flush=True)
+    RESULTS.write_text(json.dumps({"organisms": rows}, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    summary = contrast_page.publish(rows, planned=len(members()), docs=ROOT / "docs")
+    print(json.dumps(summary, sort_keys=True))
+
+
+if __name__ == "__main__":
+    main()
