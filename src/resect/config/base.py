@@ -39,19 +39,11 @@ class StudyConfig(BaseModel):
     """Response tokens read when only the verdict is wanted."""
     kl_tokens: int = Field(default=16, ge=1)
     """Tokens of the base's own response over which the teacher-forced KL is taken."""
-    text_context: int = Field(default=512, ge=2)
-    """Window of plain-text perplexity, in tokens."""
-    text_stride: int = Field(default=256, ge=1)
-    """Stride of that window: how many new tokens are scored each step."""
     batch_tokens: int = Field(default=8192, ge=1)
     """Most tokens (padding included) in one forward pass."""
-    keep_text: bool = False
-    """Keep prompts and responses in samples.jsonl; otherwise only hashes and verdicts are stored."""
 
     @model_validator(mode="after")
     def _check_shared(self) -> "StudyConfig":
         if isinstance(self.position, int) and self.position >= 0:
             raise UserError(f"position {self.position} is not allowed; use last, last_user, mean or a negative integer (-1 is last).")
-        if self.text_stride >= self.text_context:
-            raise UserError(f"text_stride {self.text_stride} must be below text_context {self.text_context}.")
         return self

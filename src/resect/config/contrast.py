@@ -31,6 +31,8 @@ class ContrastConfig(StudyConfig):
 
     weights: tuple[float, ...] = (0.3, 0.5, 0.8, 1.0, 1.2)
     """Weights of the grid, rising: the share of each direction that is taken out."""
+    curve_weights: tuple[float, ...] = (0.3, 0.5, 0.8, 1.0, 1.2, 1.6, 2.0)
+    """Weights at which arms are traced on test at their chosen layers, rising until the refusals are gone at two in a row."""
     pair_layers: int = Field(default=4, ge=0)
     """Pairs are made of this many layers, the best alone on the screen; 0 edits no pairs (the controls never do)."""
     paper_prompts: int = Field(default=10, ge=1)
@@ -55,8 +57,9 @@ class ContrastConfig(StudyConfig):
             if not getattr(self, name):
                 raise UserError(f"{name} must name at least one; leave the setting out for all.")
         _check_once(self)
-        if not self.weights or min(self.weights) <= 0:
-            raise UserError(f"weights must hold at least one number, all above 0; got {list(self.weights)}.")
+        for name in ("weights", "curve_weights"):
+            if not getattr(self, name) or min(getattr(self, name)) <= 0:
+                raise UserError(f"{name} must hold at least one number, all above 0; got {list(getattr(self, name))}.")
         if any(not 0 <= share <= 1 for share in self.shares):
             raise UserError(f"shares must lie between 0 and 1; got {list(self.shares)}.")
         if any(size < 2 for size in self.sizes):

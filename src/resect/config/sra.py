@@ -62,6 +62,13 @@ class SRAConfig(StudyConfig):
     ceilings: bool = True
     """Whether to measure how much of a twin any edit could restore (organisms only)."""
 
+    text_context: int = Field(default=512, ge=2)
+    """Window of plain-text perplexity, in tokens."""
+    text_stride: int = Field(default=256, ge=1)
+    """Stride of that window: how many new tokens are scored each step."""
+    keep_text: bool = False
+    """Keep prompts and responses in samples.jsonl; otherwise only hashes and verdicts are stored."""
+
     @model_validator(mode="after")
     def _check(self) -> "SRAConfig":
         for arm in self.arms:
@@ -74,6 +81,8 @@ class SRAConfig(StudyConfig):
             raise UserError(f"windows must be pairs of depths with 0 <= first < last <= 1; got {self.windows}.")
         if any(not 0 <= s <= 1 for s in self.source_layers) or (self.source == "single" and not self.source_layers):
             raise UserError(f"source_layers are depths between 0 and 1, at least one if source is single; got {self.source_layers}.")
+        if self.text_stride >= self.text_context:
+            raise UserError(f"text_stride {self.text_stride} must be below text_context {self.text_context}.")
         return self
 
 

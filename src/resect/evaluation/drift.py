@@ -61,6 +61,17 @@ def kl_tokens(base: TokenLogprobs, edited: TokenLogprobs) -> Float[Tensor, " pro
     return torch.stack([per_token[a:b].mean() for a, b in pairwise(base.offsets)])
 
 
+def kl_tokens_of_top(base: TokenLogprobs, edited: TokenLogprobs, *, k: int) -> Float[Tensor, " prompt"]:
+    """Return `kl_tokens` of both distributions restricted to the base's k likeliest tokens and renormalised, in nats per token.
+
+    What of the drift a protocol sees that keeps top-k log-probabilities only (arXiv 2603.22061, k = 100); mass that leaves them is unseen.
+
+    Raises: UserError when the two were not scored along the same responses.
+    """
+    top = base.rows.topk(min(k, base.rows.shape[1]), dim=1).indices
+    return kl_tokens(*(TokenLogprobs(side.rows.gather(1, top), side.offsets) for side in (base, edited)))
+
+
 def kl_by_position(base: TokenLogprobs, edited: TokenLogprobs) -> tuple[Quantiles, ...]:
     """Return, for token 1, 2, … of the responses, KL(base‖edited) over the prompts whose response is that long, in nats."""
     per_token, counts = _per_token(base, edited), base.counts

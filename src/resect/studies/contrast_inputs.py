@@ -19,14 +19,13 @@ from resect.studies.inputs import SHARES, Part, Split, StudyInputs
 class ContrastInputs:
     """Model and three sides, each in three disjoint parts; `twin` is the helpful-only model (organisms only).
 
-    Of matched and unmatched validation and test prompts there are half as many as of harmful ones, so both benign sides together are as large.
+    Of matched and unmatched validation and test prompts there are half as many as of harmful ones: both together are as many.
     """
 
     model: ChatModel
     harmful: Split
     matched: Split
     unmatched: Split
-    texts: tuple[str, ...] = ()
     twin: ChatModel | None = None
 
     def __post_init__(self) -> None:
@@ -34,12 +33,12 @@ class ContrastInputs:
 
     @cached_property
     def study(self) -> StudyInputs:
-        """The same prompts as two sides, matched ones first on the harmless one; this checks that all parts are disjoint and large enough."""
+        """The same prompts as two sides, matched ones first on the harmless one; checks that all parts are disjoint and large."""
         harmless = {
             part: PromptSet(f"harmless/{part}", matched.prompts + unmatched.prompts)
             for (part, matched), (_, unmatched) in zip(self.matched.items(), self.unmatched.items(), strict=True)
         }
-        return StudyInputs(self.model, self.harmful, Split(**harmless), atoms=(), questions={}, texts=self.texts, twin=self.twin)
+        return StudyInputs(self.model, self.harmful, Split(**harmless), atoms=(), questions={}, texts=(), twin=self.twin)
 
     @property
     def fingerprint(self) -> str:
@@ -48,9 +47,7 @@ class ContrastInputs:
         return hashlib.sha256("\n".join([self.study.fingerprint, *sides]).encode()).hexdigest()
 
 
-def from_sides(
-    model: ChatModel, *, harmful: PromptSet, matched: PromptSet, unmatched: PromptSet, config: ContrastConfig, texts: tuple[str, ...] = ()
-) -> ContrastInputs:
+def from_sides(model: ChatModel, *, harmful: PromptSet, matched: PromptSet, unmatched: PromptSet, config: ContrastConfig) -> ContrastInputs:
     """Return the inputs made from three prompt files.
 
     Raises:
@@ -61,7 +58,7 @@ def from_sides(
     check_topics(harmful, matched)
     sides = {"harmful": harmful, "matched": matched, "unmatched": unmatched}
     parts = {side: split_by_hash(prompts, SHARES, seed=config.seed) for side, prompts in sides.items()}
-    return _inputs(model, parts, config, texts=texts)
+    return _inputs(model, parts, config)
 
 
 def from_organism(organism: Organism, *, config: ContrastConfig) -> ContrastInputs:
@@ -69,7 +66,7 @@ def from_organism(organism: Organism, *, config: ContrastConfig) -> ContrastInpu
     language = organism.language
     makers = {"harmful": language.harmful, "matched": language.matched, "unmatched": language.harmless}
     parts = {side: {part: make(part) for part in SHARES} for side, make in makers.items()}
-    return _inputs(organism.aligned(), parts, config, texts=language.texts(), twin=organism.helpful())
+    return _inputs(organism.aligned(), parts, config, twin=organism.helpful())
 
 
 def _inputs(
@@ -77,14 +74,13 @@ def _inputs(
     parts: dict[str, dict[str, PromptSet]],
     config: ContrastConfig,
     *,
-    texts: tuple[str, ...],
     twin: ChatModel | None = None,
 ) -> ContrastInputs:
     sides = {
         side: Split(**{part: _spread(prompts).first(_size(side, part, config)) for part, prompts in found.items()})
         for side, found in parts.items()
     }
-    return ContrastInputs(model=model, **sides, texts=texts, twin=twin)
+    return ContrastInputs(model=model, **sides, twin=twin)
 
 
 def _size(side: str, part: str, config: ContrastConfig) -> int:

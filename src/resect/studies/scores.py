@@ -8,7 +8,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from resect.config import StudyConfig
+from resect.config import SRAConfig, StudyConfig
 from resect.edit.plan import EditPlan
 from resect.evaluation import drift, recovery
 from resect.evaluation.logprobs import TokenLogprobs, response_logprobs
@@ -56,7 +56,7 @@ def kl_to_twin(lab: Lab[StudyConfig], behaviour: Behaviour, reference: Reference
     return recovery.kl_to_twin(reference.twin_tokens, forced).tolist()
 
 
-def score(lab: Lab[StudyConfig], inputs: StudyInputs, behaviour: Behaviour, reference: Reference, plan: EditPlan) -> dict[str, Any]:
+def score(lab: Lab[SRAConfig], inputs: StudyInputs, behaviour: Behaviour, reference: Reference, plan: EditPlan) -> dict[str, Any]:
     """Return everything measured of one edit on the test prompts, prompt by prompt, as JSON."""
     harmful, harmless = behaviour.harmful["test"], behaviour.harmless["test"]
     with lab.edited(plan):

@@ -1,0 +1,220 @@
+"""The contrast study (arXiv 2603.22061) with the controls that the paper lacks: does a topic-matched baseline fail here, and why?
+
+`run` is the table of contents: observe the base, take activations, describe the baselines, screen the grid of every arm, read it by the
+paper's protocol, choose a cell for every arm and score it once, match arms at equal refusal, vary the dose, test. Each step is kept in the
+run folder, so a killed run goes on.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from resect.config import ContrastConfig
+from resect.edit.plan import EditPlan
+from resect.studies import curves
+from resect.studies.behaviour import Behaviour, observe
+from resect.studies.bench import twin_ids
+from resect.studies.contrast_arms import PLAIN, Arm, Recipe, Recipes, arms
+from resect.studies.contrast_doses import run_dose, share_doses, size_doses
+from resect.studies.contrast_geometry import capture_of_pairs, geometry
+from resect.studies.contrast_grid import Screen, audit, best_layers, choose, forced, make_screen, read_cells, read_panel, screen_arm, spare
+from resect.studies.contrast_inputs import ContrastInputs, pair_similarity
+from resect.studies.contrast_materials import ContrastMaterials, gather_sides, paired
+from resect.studies.contrast_scores import Examiner, compare, examine, summary
+from resect.studies.contrast_verdicts import described, pairs, protocol_verdict, verdicts
+from resect.studies.inputs import near_twins
+from resect.studies.lab import Lab
+from resect.studies.steps import Steps
+
+FORMAT = "resect.contrast/1"
+PAPER_VARIANTS = (PLAIN, "raw_norm")
+"""Variants that are read by the paper's protocol: the paper does not say whether its directions have norm 1."""
+
+
+@dataclass(frozen=True, eq=False)
+class ContrastResult:
+    """A finished study: the document of `contrast.json`, and the values that other stages can start from."""
+
+    document: dict[str, Any]
+    arms: tuple[Arm, ...]
+    recipes: Recipes
+    materials: ContrastMaterials
+
+
+@dataclass(frozen=True, eq=False)
+class Desk:
+    """What all steps share."""
+
+    inputs: ContrastInputs
+    behaviour: Behaviour
+    materials: ContrastMaterials
+    recipes: Recipes
+    arms: tuple[Arm, ...]
+    screen: Screen
+    examiner: Examiner
+    steps: Steps
+
+    @property
+    def lab(self) -> Lab[ContrastConfig]:
+        """The model with its writers and the settings."""
+        return self.screen.lab
+
+    @property
+    def config(self) -> ContrastConfig:
+        """The settings of the study."""
+        return self.lab.config
+
+    def plan(self, arm: Arm, cell: dict[str, Any]) -> EditPlan:
+        """Return the edit of an arm's cell."""
+        return self.recipes.of(arm).plan(self.lab.writers, cell["layers"], cell["weight"])
+
+
+def run(inputs: ContrastInputs, config: ContrastConfig, steps: Steps) -> ContrastResult:
+    """Return the finished study; steps that the run folder already holds are read back.
+
+    Raises:
+        UserError: see `behaviour.observe`, `contrast_arms.arms`, `contrast_materials.gather_sides` and the direction methods.
+    """
+    desk = prepare(inputs, config, steps)
+    grids = {arm.name: steps.json(f"grid_{_file(arm)}", lambda a=arm: _grid(desk, a)) for arm in desk.arms}
+    base = steps.json("panel", lambda: read_panel(desk.screen, EditPlan(())))
+    for arm in desk.arms:
+        if arm.variant in PAPER_VARIANTS:
+            grids[arm.name] = steps.json(f"read_{_file(arm)}", lambda a=arm: _read(desk, a, grids[a.name], base=base))
+    chosen = {arm.name: steps.json(f"choice_{_file(arm)}", lambda a=arm: _choose(desk, a, grids[a.name])) for arm in desk.arms}
+    results = {"base": steps.json("test_base", lambda: examine(desk.examiner, EditPlan(())))}
+    for arm in desk.arms:
+        results[arm.name] = steps.json(f"test_{_file(arm)}", lambda a=arm: examine(desk.examiner, desk.plan(a, chosen[a.name])))
+    return ContrastResult(_document(desk, grids, chosen, results, base=base), desk.arms, desk.recipes, desk.materials)
+
+
+def prepare(inputs: ContrastInputs, config: ContrastConfig, steps: Steps) -> Desk:
+    """Return what all steps share: the base observed, activations taken; raises what `run` raises."""
+    found = arms(config, paired=paired(inputs, config))
+    lab = Lab(inputs.model, config)
+    behaviour = observe(lab, inputs.study, steps)
+    materials = gather_sides(lab, inputs, behaviour, steps)
+    twin = None
+    if inputs.twin is not None:
+        asked = inputs.harmful.test
+        twin = lab.read(asked.prompts, steps.json("twin_test", lambda: twin_ids(lab, inputs.study, asked)))
+    examiner = Examiner(lab, behaviour, forced(lab, behaviour.harmless["test"]), twin)
+    return Desk(inputs, behaviour, materials, Recipes(materials, config), found, make_screen(lab, behaviour), examiner, steps)
+
+
+def _file(arm: Arm) -> str:
+    return arm.name.replace("/", "_")
+
+
+def _grid(desk: Desk, arm: Arm) -> list[dict[str, Any]]:
+    return screen_arm(desk.screen, desk.recipes.of(arm), pairs=not arm.control)
+
+
+def _read(desk: Desk, arm: Arm, cells: list[dict[str, Any]], *, base: int) -> list[dict[str, Any]]:
+    return read_cells(desk.screen, desk.recipes.of(arm), cells, base=base)
+
+
+def _choose(desk: Desk, arm: Arm, cells: list[dict[str, Any]]) -> dict[str, Any]:
+    return choose(desk.screen, desk.recipes.of(arm), cells)
+
+
+def _document(desk: Desk, grids: dict[str, Any], chosen: dict[str, Any], results: dict[str, Any], *, base: int) -> dict[str, Any]:
+    config, seed = desk.config, desk.config.seed
+    asked = pairs(desk.arms)
+    tests = compare(results, list(dict.fromkeys((a, b) for _, a, b in asked)), seed=seed)
+    panel = len(desk.screen.panel)
+    protocol = [protocol_verdict(a.name, grids[a.name], base=base, panel=panel) for a in desk.arms if a.variant in PAPER_VARIANTS]
+    return {
+        "format": FORMAT,
+        "study": "contrast",
+        "model": _model(desk),
+        "prompts": _prompts(desk),
+        "arms": {a.name: {**described(a, config), "chosen": chosen[a.name], "count": _count(desk, a)} for a in desk.arms},
+        "evaluation": {name: summary(result, seed=seed) for name, result in results.items()},
+        "grids": grids,
+        "protocol": {
+            "panel": panel,
+            "base": base,
+            "arms": protocol,
+            "audit": desk.steps.json("audit", lambda: _audit(desk, grids, base=base)),
+        },
+        "geometry": geometry(desk.materials, tuple(dict.fromkeys(a.baseline for a in desk.arms))),
+        "capture": capture_of_pairs({a.name: desk.recipes.of(a) for a in desk.arms if a.variant == PLAIN}, desk.materials.held_out),
+        "matched": desk.steps.json("matched", lambda: _matched(desk, chosen)),
+        "doses": _doses(desk, grids),
+        "comparisons": tests,
+        "verdicts": verdicts(tests, asked, results),
+    }
+
+
+def _model(desk: Desk) -> dict[str, Any]:
+    model = desk.inputs.model
+    return {
+        "name": model.name,
+        "fingerprint": model.fingerprint,
+        "architecture": type(model.network).__name__,
+        "layers": desk.lab.layers,
+        "d_model": model.d_model,
+    }
+
+
+def _prompts(desk: Desk) -> dict[str, Any]:
+    inputs, materials = desk.inputs, desk.materials
+    return {
+        **desk.behaviour.counts,
+        "filtered": desk.config.filter_by_behaviour,
+        "near_duplicates": near_twins(inputs.study),
+        "used": {
+            "harmful": len(materials.prompts),
+            "matched": materials.matched_count,
+            "unmatched": len(materials.benign) - materials.matched_count,
+            "held_out_pairs": len(materials.held_out),
+        },
+        "categories": {c: int((materials.labels == i).sum()) for i, c in enumerate(materials.categories)},
+        "similarity": pair_similarity(inputs.harmful.extract.prompts, inputs.matched.extract.prompts, seed=desk.config.seed),
+        "paired": paired(inputs, desk.config),
+    }
+
+
+def _count(desk: Desk, arm: Arm) -> int:
+    return desk.recipes.of(arm).directions.vectors.shape[1]
+
+
+def _audit(desk: Desk, grids: dict[str, Any], *, base: int) -> dict[str, Any]:
+    panel = len(desk.screen.panel)
+    spared: list[tuple[Recipe, dict[str, Any]]] = []
+    for arm in (a for a in desk.arms if a.variant in PAPER_VARIANTS):
+        recipe = desk.recipes.of(arm)
+        spared += [(recipe, cell) for cell in grids[arm.name] if spare(cell, panel, base=base)]
+    return audit(desk.screen, spared, base=base)
+
+
+def _matched(desk: Desk, chosen: dict[str, Any]) -> dict[str, Any]:
+    """Return the KL of every plain arm that is no control at the matched refusal rate, and ratios to the unmatched baseline."""
+    compared = [arm for arm in desk.arms if not arm.control]
+    traces = {arm.name: desk.steps.json(f"curve_{_file(arm)}", lambda a=arm: _trace(desk, a, chosen[a.name])) for arm in compared}
+    ratios = [(a, b) for question, a, b in pairs(compared) if question in ("matched", "paired")]
+    base = [v == "refuse" for v in desk.behaviour.harmful["test"].verdicts]
+    found = curves.matched(traces, base=base, refusal=desk.config.matched_refusal, pairs=ratios, seed=desk.config.seed)
+    return {**found, "curves": {arm: curves.summary(points, seed=desk.config.seed) for arm, points in traces.items()}}
+
+
+def _trace(desk: Desk, arm: Arm, cell: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the arm's points over rising weights at its chosen layers, up to the second at or below the matched refusal rate."""
+    points: list[dict[str, Any]] = []
+    for weight in sorted(desk.config.curve_weights):
+        result = examine(desk.examiner, desk.plan(arm, {**cell, "weight": weight}))
+        kept = {key: result[key] for key in ("refused", "benign_refused", "recovered")}
+        points.append({"strength": weight, **kept, "kl": result["kl_first"]})
+        if len(points) > 1 and all(sum(p["refused"]) <= desk.config.matched_refusal * len(p["refused"]) for p in points[-2:]):
+            break
+    return points
+
+
+def _doses(desk: Desk, grids: dict[str, Any]) -> list[dict[str, Any]]:
+    plain = Arm("unmatched", "mean_difference").name
+    singles = best_layers(grids[plain], 2) if plain in grids else []
+    doses = {**share_doses(desk.materials, desk.config), **size_doses(desk.materials, desk.config)}
+    return [
+        {**what, **desk.steps.json(f"dose_{name}", lambda r=recipe: run_dose(desk.screen, desk.examiner, r, singles))}
+        for name, (what, recipe) in doses.items()
+    ]

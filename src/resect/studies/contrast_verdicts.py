@@ -1,0 +1,108 @@
+"""The questions of the contrast study, each answered by tests: no sentence here is written without a p-value behind it."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from resect.config import ContrastConfig
+from resect.directions import METHODS
+from resect.studies.contrast_arms import PLAIN, RANDOM, VARIANTS, Arm
+
+ALPHA = 0.05
+QUESTIONS = {
+    "matched": "Does topic-matched contrast remove fewer refusals than unmatched contrast?",
+    "paired": "Does contrast matched per pair remove fewer refusals than unmatched contrast?",
+    "other_topics": "Is it the topic? The same benign prompts on other topics against unmatched contrast",
+    "dealt": "Is it the size of the subtracted means? Unmatched prompts dealt to the categories against unmatched contrast",
+    "raw_norm": "Is it the norm? Vectors not normalised against normalised",
+    "projected": "Is it the harmless mean? Projected out against left in",
+    "topic_free": "Is it the topic part? Projected out against left in",
+    "sequential": "Does the order of removal matter? One after another against jointly",
+    "fewer": "Is it the number of directions? Seven ninths of them against all",
+    "random": "Is any direction enough? Random directions against real ones",
+}
+"""What is asked, by the baseline, variant or control that answers it."""
+
+
+def pairs(arms: Sequence[Arm]) -> list[tuple[str, str, str]]:
+    """Return (question, reference arm, other arm) for every comparison that the arms allow."""
+    named, found = {arm.name for arm in arms}, []
+    for arm in arms:
+        reference, question = _reference(arm)
+        if reference is not None and reference.name in named:
+            found.append((question, reference.name, arm.name))
+    for arm in arms:
+        random = Arm("unmatched", RANDOM[METHODS[arm.method].several])
+        if arm.variant == PLAIN and arm.baseline == "unmatched" and not METHODS[arm.method].control and random.name in named:
+            found.append(("random", arm.name, random.name))
+    return found
+
+
+def _reference(arm: Arm) -> tuple[Arm | None, str]:
+    if arm.variant != PLAIN:
+        return arm.plain, arm.variant
+    if arm.baseline != "unmatched" and not METHODS[arm.method].control:
+        return Arm("unmatched", arm.method), arm.baseline
+    return None, ""
+
+
+def verdicts(tests: Sequence[Mapping[str, Any]], asked: Sequence[tuple[str, str, str]], results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return an answer to every question that was tested: a sentence with the figures, its comparisons, and how many differ."""
+    by_pair = {(row["a"], row["b"]): row for row in tests if row["measure"] == "refusal_rate"}
+    answers = []
+    for question, title in QUESTIONS.items():
+        rows = [by_pair[a, b] for q, a, b in asked if q == question]
+        if rows:
+            answers.append({"question": question, "title": title, **_count(rows), "sentences": [_sentence(row, results) for row in rows]})
+    return answers
+
+
+def _count(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    more = sum(differs(row) and row["difference"]["value"] < 0 for row in rows)
+    less = sum(differs(row) and row["difference"]["value"] > 0 for row in rows)
+    answer = f"of {len(rows)} comparisons, {more} with more refusals left, {less} with fewer, {len(rows) - more - less} not told apart"
+    return {"n": len(rows), "more": more, "less": less, "answer": answer}
+
+
+def differs(row: Mapping[str, Any]) -> bool:
+    """Return whether a test tells its two arms apart after Holm's correction."""
+    return row["p_holm"] < ALPHA
+
+
+def _sentence(row: Mapping[str, Any], results: Mapping[str, Any]) -> str:
+    a, b, p = row["a"], row["b"], row["p_holm"]
+    rates = {arm: sum(results[arm]["refused"]) / len(results[arm]["refused"]) for arm in (a, b)}
+    figures = f"{b} leaves {rates[b]:.1%} of refusals, {a} {rates[a]:.1%} (n {row['n']}, p {'< 0.001' if p < 0.001 else f'{p:.3f}'})"
+    if not differs(row):
+        return f"{figures}: not told apart."
+    return f"{figures}: {'more' if rates[b] > rates[a] else 'fewer'} refusals are left."
+
+
+def protocol_verdict(arm: str, cells: Sequence[Mapping[str, Any]], *, base: int, panel: int) -> dict[str, Any]:
+    """Return what the paper's protocol says of an arm: functional (R below the base's anywhere), successful (R = 0), and where."""
+    single = [c for c in cells if c["kind"] == "single"]
+    least = min((c["r"] for c in single), default=base)
+    return {
+        "arm": arm,
+        "functional": any(c["r"] < base for c in single),
+        "successful": any(c["r"] == 0 for c in single),
+        "functional_anywhere": any(c["r"] < base for c in cells),
+        "successful_anywhere": any(c["r"] == 0 for c in cells),
+        "least": least,
+        "base": base,
+        "panel": panel,
+        "layers_at_zero": sorted({c["layers"][0] for c in single if c["r"] == 0}),
+    }
+
+
+def described(arm: Arm, config: ContrastConfig) -> dict[str, Any]:
+    """Return what an arm is, in words."""
+    variant = "" if arm.variant == PLAIN else VARIANTS[arm.variant].label
+    method = METHODS[arm.method]
+    return {
+        "baseline": arm.baseline,
+        "method": arm.method,
+        "variant": arm.variant,
+        "label": "; ".join(filter(None, (arm.baseline, method.label, variant))),
+        "control": arm.control,
+        "directions": config.directions if method.several and config.directions else None,
+    }
