@@ -35,8 +35,9 @@ class Member:
 
 
 def members() -> list[Member]:
-    """Return the organisms, seed by seed, so that whatever is finished is balanced."""
-    return [Member(seed, topic, architecture) for seed in SEEDS for topic in TOPICS for architecture in ARCHITECTURES]
+    """Return the organisms in the order of training: one seed of everything, then the cheaper architecture, then the rest."""
+    every = [Member(seed, topic, architecture) for seed in SEEDS for topic in TOPICS for architecture in ARCHITECTURES]
+    return sorted(every, key=lambda m: 0 if m.seed == SEEDS[0] else 1 + ARCHITECTURES.index(m.architecture))
 
 
 def measured(member: Member, folder: Path, *, train: bool) -> dict[str, Any] | None:
@@ -47,6 +48,7 @@ def measured(member: Member, folder: Path, *, train: bool) -> dict[str, Any] | N
     from resect.commands.console import quiet_libraries
     from resect.organism.shipped import is_organism, load_organism
     from resect.organism.training import train_organism
+    from resect.studies.steps import Steps
 
     torch.set_num_threads(1)
     quiet_libraries()
@@ -55,7 +57,8 @@ def measured(member: Member, folder: Path, *, train: bool) -> dict[str, Any] | N
         if not train:
             return None
         train_organism(place, **asdict(member))
-    return {"name": member.name, **measure(load_organism(place), folder / "measured" / member.name)}
+    steps = Steps(folder / "measured")
+    return steps.json(member.name, lambda: {"name": member.name, **measure(load_organism(place), folder / "measured" / member.name)})
 
 
 def main() -> None:

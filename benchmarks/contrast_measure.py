@@ -15,7 +15,6 @@ import torch
 from contrast_proposals import PROPOSALS, matched_rows, reliability, unmatched_rows
 from torch import Tensor
 
-from resect import cleaning
 from resect.activations import capture
 from resect.config.contrast import make_contrast_config
 from resect.directions import Directions, mean_difference
@@ -23,7 +22,9 @@ from resect.directions.som import orthogonalised
 from resect.edit.plan import EditPlan
 from resect.evaluation import drift, recovery
 from resect.evaluation.verdicts import judge_markers
+from resect.models.prefix import Prefix
 from resect.organism.shipped import Organism
+from resect.prompts import Prompt
 from resect.studies.behaviour import Behaviour, observe
 from resect.studies.contrast_arms import Arm, Recipe, Recipes, norm_scales, reference_norm
 from resect.studies.contrast_grid import rank
@@ -59,6 +60,11 @@ class Bench:
     inputs: ContrastInputs
     behaviour: Behaviour
     materials: ContrastMaterials
+    prefix: Prefix
+
+    def asked(self, part: str) -> list[Prompt]:
+        """Return the prompts of a part, harmful ones first."""
+        return [*self.behaviour.harmful[part].prompts, *self.behaviour.harmless[part].prompts]
 
 
 def measure(organism: Organism, folder: Path) -> dict[str, Any]:
@@ -67,10 +73,16 @@ def measure(organism: Organism, folder: Path) -> dict[str, Any]:
     inputs = from_organism(organism, config=config)
     lab, steps = Lab(inputs.model, config), Steps(folder)
     behaviour = observe(lab, inputs.study, steps)
-    bench = Bench(organism, lab, inputs, behaviour, gather_sides(lab, inputs, behaviour, steps))
+    bench = Bench(organism, lab, inputs, behaviour, gather_sides(lab, inputs, behaviour, steps), Prefix(inputs.model))
+    with bench.prefix.kept():
+        for part in ("validation", "test"):
+            lab.first_logprobs(bench.asked(part))
     found = {k: v for k, v in asdict(organism).items() if k != "folder"}
     found |= {"quality": organism.quality, "foreign_refusal": foreign_refusal(bench), "geometry": geometry(bench)}
-    return found | {"n": sizes(bench), "arms": {name: steps.json(name.replace("/", "-"), lambda r=r: examine(bench, name, r)) for name, r in recipes(bench)}}
+    return found | {
+        "n": sizes(bench),
+        "arms": {name: steps.json(name.replace("/", "-"), lambda n=name, r=r: examine(bench, n, r)) for name, r in recipes(bench)},
+    }
 
 
 def sizes(bench: Bench) -> dict[str, int]:
@@ -95,7 +107,7 @@ def geometry(bench: Bench) -> dict[str, list[float]]:
     before = capture(bench.inputs.twin, bench.lab.render(materials.prompts), position="last").rows
     added = mean_difference(materials.harmful, before)
     table = {"cosine": torch.cosine_similarity(found["matched"], found["unmatched"], dim=-1), "added_norm": added.norm(dim=-1)}
-    for name, rows in ends.items():
+    for name in ends:
         table[f"norm_{name}"] = found[name].norm(dim=-1)
         table[f"split_half_{name}"] = reliability(materials, name)
         table[f"purity_{name}"] = torch.cosine_similarity(found[name], added, dim=-1)
@@ -167,10 +179,11 @@ def examine(bench: Bench, name: str, recipe: Recipe) -> dict[str, Any]:
     ways = (EVERYWHERE, ALONE) if parents or proposed or name in ALSO_ALONE else (EVERYWHERE,)
     found: dict[str, Any] = {}
     for way in ways:
-        cells = [{"layer": layer, **look(bench, plan(bench, recipe, layer, way, WEIGHTS[way]), "validation")} for layer in layers]
+        edits = {layer: plan(bench, recipe, layer, way, WEIGHTS[way]) for layer in layers}
+        cells = [{"layer": layer, **look(bench, edit, "validation", unedited=layer * (way == ALONE))} for layer, edit in edits.items()]
         best = min(cells, key=lambda c: rank(c, bench.lab.config.max_refusal))["layer"]
-        chosen = plan(bench, recipe, best, way, WEIGHTS[way])
-        found[way] = {"cells": cells, "layer": best, "test": look(bench, chosen, "test")}
+        chosen = edits[best]
+        found[way] = {"cells": cells, "layer": best, "test": look(bench, chosen, "test", unedited=best * (way == ALONE))}
         if parents or (proposed and way == EVERYWHERE):
             found[way] |= spoken(bench, chosen)
         if (parents or proposed) and way == EVERYWHERE:
@@ -189,15 +202,20 @@ def plan(bench: Bench, recipe: Recipe, layer: int, way: str, weight: float) -> E
         return recipe.plan(bench.lab.writers, [layer], weight)
     directions, scales = recipe.directions, recipe.scales
     vectors = directions.vectors[layer].expand_as(directions.vectors)
-    spread = replace(recipe, directions=Directions(vectors, directions.method), scales=None if scales is None else scales[layer].expand_as(scales))
+    spread = replace(
+        recipe, directions=Directions(vectors, directions.method), scales=None if scales is None else scales[layer].expand_as(scales)
+    )
     return spread.plan(bench.lab.writers, range(bench.lab.layers), weight)
 
 
-def look(bench: Bench, edit: EditPlan, part: str) -> dict[str, float]:
-    """Return refusal rates and the mean first-token KL on benign prompts, in nats, of an edited model on one part of the prompts."""
+def look(bench: Bench, edit: EditPlan, part: str, *, unedited: int = 0) -> dict[str, float]:
+    """Return refusal rates and the mean first-token KL on benign prompts, in nats, of an edited model on one part of the prompts.
+
+    The first `unedited` blocks are as in the base, whose outputs are handed out.
+    """
     harmful, harmless = bench.behaviour.harmful[part], bench.behaviour.harmless[part]
-    with bench.lab.edited(edit):
-        found = bench.lab.first_logprobs([*harmful.prompts, *harmless.prompts])
+    with bench.prefix.below(unedited), bench.lab.edited(edit):
+        found = bench.lab.first_logprobs(bench.asked(part))
     refused = bench.behaviour.refuses_at_once(found)
     split = len(harmful.prompts)
     kl = drift.kl_first_token(harmless.logprobs, found[split:])

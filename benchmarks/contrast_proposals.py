@@ -46,7 +46,9 @@ def topic_ridge(materials: ContrastMaterials) -> Directions:
 def blend(materials: ContrastMaterials) -> Directions:
     """Both directions at norm 1, each weighed by its split-half cosine (0 where that is negative)."""
     directions = {"unmatched": unmatched(materials), "matched": matched(materials)}
-    parts = [reliability(materials, name).clamp_min(0)[:, None] * torch.nn.functional.normalize(v, dim=-1) for name, v in directions.items()]
+    parts = [
+        reliability(materials, name).clamp_min(0)[:, None] * torch.nn.functional.normalize(v, dim=-1) for name, v in directions.items()
+    ]
     return Directions(sum(parts[1:], parts[0])[:, None], "blend")
 
 
