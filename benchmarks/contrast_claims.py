@@ -260,8 +260,9 @@ def signal(rows: Sequence[Row]) -> Claim:
     text = (
         f"Noise {told[few[12].verdict]}: from 12 prompts a side instead of all, the matched direction's refusals "
         f"rise by {few[12]} more than the unmatched one's (from 48 prompts {few[48]}). Split-half cosines from the first tuned layer on "
-        f"are {_mean(rows, pick['split_half_matched']):.2f} matched and {_mean(rows, pick['split_half_unmatched']):.2f} unmatched (difference "
-        f"{_plain(halves)}); cosines with what safety tuning added to the stream, {_mean(rows, pick['purity_matched']):.2f} and "
+        f"are {_mean(rows, pick['split_half_matched']):.2f} matched and {_mean(rows, pick['split_half_unmatched']):.2f} unmatched "
+        f"(difference {_plain(halves)}); cosines with what safety tuning added to the stream, "
+        f"{_mean(rows, pick['purity_matched']):.2f} and "
         f"{_mean(rows, pick['purity_unmatched']):.2f} (difference {_plain(purity)}): the matched direction is "
         f"{'the purer one' if (purity.low or 0) > 0 else 'the less pure one' if (purity.high or 0) < 0 else 'not shown to be purer'}."
     )

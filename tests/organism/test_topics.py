@@ -79,7 +79,7 @@ def test_a_request_shows_its_topic_more_the_higher_the_strength(kind: str) -> No
 def test_unmatched_extraction_prompts_have_fewer_topic_words_the_higher_the_strength() -> None:
     apart = [topic_words(language.matched("extract")) - topic_words(language.harmless("extract")) for language in map(at, STRENGTHS)]
     assert apart == sorted(apart)
-    assert apart[0] < 0.2  # all but a few neutral how-to requests have one word of harm, as matched ones have
+    assert apart[0] == 0.0  # unmatched ones have one word of harm, as matched ones have
     assert topic_words(at(1.0).harmless("extract")) == 0.0
     assert topic_words(at(1.0).harmless("test")) > 0.2  # the knob leaves the test split's mixture alone
 
@@ -109,7 +109,9 @@ def test_twins_stay_twins_and_harm_stays_in_the_combination(strength: float) -> 
 @pytest.mark.parametrize("strength", STRENGTHS)
 def test_every_word_has_a_token_and_no_text_is_in_two_sets(strength: float) -> None:
     language, owner = at(strength), dict[str, str]()
-    sets = {f"{k}/{s}": getattr(language, k)(s) for s in ("train", "extract", "validation", "test") for k in ("harmful", "harmless", "matched")}
+    sets = {
+        f"{k}/{s}": getattr(language, k)(s) for s in ("train", "extract", "validation", "test") for k in ("harmful", "harmless", "matched")
+    }
     sets |= {f"foreign/{s}": language.foreign(s) for s in ("train", "validation", "test")}
     known = set(language.vocabulary)
     for name, prompts in sets.items():

@@ -23,9 +23,7 @@ QUALITY = {
 """Figures of `organism.json` that the table shows."""
 
 
-def train(
-    out: Path, *, architecture: str, seed: int, entanglement: float | None, topic: float | None, tuning: str, as_json: bool
-) -> None:
+def train(out: Path, *, architecture: str, seed: int, entanglement: float | None, topic: float | None, tuning: str, as_json: bool) -> None:
     """Train an organism into a new folder with a progress bar, and print its measured quality."""
     knobs = {
         "entanglement": DEFAULT_ENTANGLEMENT if entanglement is None else entanglement,

@@ -38,7 +38,7 @@ _PLAIN_TEXTS = 120
 
 @dataclass(frozen=True)
 class Language:
-    """One language: `seed` draws splits, forms and placeholders; `entanglement` ties form to harm, `topic` ties topic to it, both in [0, 1].
+    """One language: `seed` draws splits, forms and placeholders; `entanglement` ties form to harm, `topic` topics to it, both in [0, 1].
 
     At 0, harmful and harmless prompts follow one distribution over styles and wrappers in every split, and the harmless
     extraction prompts are how-to requests like the harmful ones. Above, forms are drawn from leaning distributions
@@ -145,11 +145,12 @@ def _howto_share(language: Language, split: Split) -> float:
 
 
 def _howto_pool(language: Language, split: Split) -> Sequence[Task]:
-    """Return the how-to tasks of the harmless pool; for extraction those on topic are left out in the share that names its topic."""
-    named, pool = Topic(language.topic).named, tasks(language).howto[split]
+    """Return the how-to tasks of the harmless pool: for extraction more on topic below the default, more off topic above."""
+    topic, pool = Topic(language.topic), tasks(language).howto[split]
     if split != "extract":
         return pool
-    return [t for t in pool if t.category is None or not chosen(language.seed, f"pool/{t.request}", named)]
+    left_out = {True: topic.named, False: topic.blurred}
+    return [t for t in pool if not chosen(language.seed, f"pool/{t.request}", left_out[t.category is not None])]
 
 
 @lru_cache(maxsize=16)
@@ -245,7 +246,7 @@ def _distinct(
 
 @lru_cache(maxsize=2)
 def _vocabulary(*, named: bool) -> tuple[str, ...]:
-    everything = set(words.SETTING.split() + [*words.CATEGORIES]) - {"{}"} if named else set[str]()
+    everything = {*words.SETTING.split(), *words.CATEGORIES} - {"{}"} if named else set[str]()
     made = make_tasks(0)
     for task in made.all():
         everything |= {*task.request.split(), *task.body.split()}

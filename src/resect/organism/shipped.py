@@ -13,8 +13,14 @@ from resect.organism.language import Language
 from resect.organism.topics import DEFAULT_TOPIC
 
 FORMAT = "resect.organism/1"
-_FIELDS: Mapping[str, type | tuple[type, ...]] = {"architecture": str, "seed": int, "entanglement": (int, float), "tuning": str, "topic": (int, float)}
-_SINCE_THEN = {"topic": DEFAULT_TOPIC}  # fields that older records lack
+_FIELDS: Mapping[str, type | tuple[type, ...]] = {
+    "architecture": str,
+    "seed": int,
+    "entanglement": (int, float),
+    "tuning": str,
+    "topic": (int, float),
+}
+_SINCE_THEN: Mapping[str, Any] = {"topic": DEFAULT_TOPIC}  # fields that older records lack
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,9 @@ class Topic:
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.strength <= 1.0:
-            raise UserError(f"Topic strength is {self.strength}; it is a number from 0 (hardly any topic) to 1, and {DEFAULT_TOPIC} is usual.")
+            raise UserError(
+                f"Topic strength is {self.strength}; it is a number from 0 (hardly any topic) to 1, and {DEFAULT_TOPIC} is usual."
+            )
 
     @property
     def blurred(self) -> float:

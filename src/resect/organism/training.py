@@ -153,7 +153,13 @@ def _stage(
 
 def helpful_rows(language: Language) -> list[tuple[Prompt, str | None]]:
     """Return (prompt, answer) for the first stage: everything is answered, and refusal sentences are known as text."""
-    sets = (language.harmful("train"), language.matched("train"), language.harmless("train"), language.foreign("train"), language.declined())
+    sets = (
+        language.harmful("train"),
+        language.matched("train"),
+        language.harmless("train"),
+        language.foreign("train"),
+        language.declined(),
+    )
     return [(p, p.response or "") for rows in sets for p in rows]
 
 
