@@ -66,7 +66,7 @@ def load_organism(source: Path | Literal["default"] = "default") -> Organism:
         UserError: if the folder is not an organism, or its record is malformed.
     """
     folder = Path(str(files("resect") / "data" / "organism")) if source == "default" else Path(source)
-    record = _SINCE_THEN | _read(folder)
+    record = {**_SINCE_THEN, **_read(folder)}
     for name, kind in _FIELDS.items():
         if not isinstance(record.get(name), kind) or isinstance(record.get(name), bool):
             raise UserError(f"{folder / 'organism.json'} has {name} = {record.get(name)!r}, which is not valid; train the organism again.")
