@@ -21,7 +21,7 @@ Verdict = Literal["higher", "lower", "alike", "open"]
 
 EVERYWHERE, ALONE = "everywhere", "alone"
 WAYS = {EVERYWHERE: "taken out everywhere", ALONE: "taken out of one layer"}
-MARGINS = {"refusal": 0.1, "log KL": math.log10(1.5)}
+MARGINS = {"refusal": 0.1, "log KL": math.log10(1.5), "cosine": 0.05}
 FAILS = 0.5  # an arm that leaves more refusals than this has failed
 LEAST_KL = 1e-6  # nats: KL below this is rounding
 U, M = "unmatched/mean_difference", "matched/mean_difference"
@@ -54,6 +54,8 @@ class Gap:
             value, low, high = (None if x is None else f"{10**x:.2g}" for x in (self.value, self.low, self.high))
             span = "no interval" if low is None else f"{low} to {high}"
             return f"KL ratio {value} ({span}; p {self.p:.2g}, n {self.n})"
+        if self.unit == "cosine":
+            return f"{self.value:+.2f}" if self.low is None else f"{self.value:+.2f}, {self.low:+.2f} to {self.high:+.2f}"
         span = "no interval" if self.low is None or self.high is None else f"{100 * self.low:+.0f} to {100 * self.high:+.0f}"
         return f"{100 * self.value:+.0f} points ({span}; p {self.p:.2g}, n {self.n})"
 
@@ -167,6 +169,8 @@ def claims(rows: Sequence[Row]) -> list[Claim]:
         number(rows),
         topic(rows),
         harmless_mean(rows),
+        mixture(rows),
+        controls(rows),
         *proposals(rows),
     ]
 
@@ -244,35 +248,48 @@ def norm(rows: Sequence[Row]) -> Claim:
 
 def signal(rows: Sequence[Row]) -> Claim:
     layers = range(first_tuned(rows), len(rows[0]["geometry"]["cosine"]))
-    pick = {
-        name: (lambda row, n=name: float(np.mean([row["geometry"][n][i] for i in layers])))
-        for name in ("split_half_matched", "split_half_unmatched", "purity_matched", "purity_unmatched")
-    }
-    halves = gap(rows, pick["split_half_matched"], pick["split_half_unmatched"])
-    purity = gap(rows, pick["purity_matched"], pick["purity_unmatched"])
-    few = {n: gap(rows, minus(refusal(f"{M}/n{n}"), refusal(M)), minus(refusal(f"{U}/n{n}"), refusal(U))) for n in (12, 48)}
+
+    def later(name: str) -> Measure:
+        return lambda row: float(np.mean([row["geometry"][name][layer] for layer in layers]))
+
+    found = {f"{n} prompts {way}": loses_more(rows, f"n{n}", way) for way in WAYS for n in FEW}
+    halves, purity = (gap(rows, later(f"{name}_matched"), later(f"{name}_unmatched"), "cosine") for name in ("split_half", "purity"))
     told = {
         "higher": "is a cause",
         "lower": "is no cause: unmatched suffers more",
         "alike": "is no cause",
         "open": "is not shown to be a cause",
     }
+    per = "; ".join(
+        f"{name}, noise {told[found[f'{FEW[0]} prompts {way}'].verdict]} (matched loses "
+        f"{found[f'{FEW[0]} prompts {way}']} more than unmatched with {FEW[0]} prompts a side instead of all, {found[f'{FEW[1]} prompts {way}']} with {FEW[1]})"
+        for way, name in WAYS.items()
+    )
     text = (
-        f"Noise {told[few[12].verdict]}: from 12 prompts a side instead of all, the matched direction's refusals "
-        f"rise by {few[12]} more than the unmatched one's (from 48 prompts {few[48]}). Split-half cosines from the first tuned layer on "
-        f"are {_mean(rows, pick['split_half_matched']):.2f} matched and {_mean(rows, pick['split_half_unmatched']):.2f} unmatched "
-        f"(difference {_plain(halves)}); cosines with what safety tuning added to the stream, "
-        f"{_mean(rows, pick['purity_matched']):.2f} and "
-        f"{_mean(rows, pick['purity_unmatched']):.2f} (difference {_plain(purity)}): the matched direction is "
-        f"{'the purer one' if (purity.low or 0) > 0 else 'the less pure one' if (purity.high or 0) < 0 else 'not shown to be purer'}."
+        f"{per[0].upper()}{per[1:]}. Split-half cosines from the first tuned layer on are {_mean(rows, later('split_half_matched')):.2f} "
+        f"matched and {_mean(rows, later('split_half_unmatched')):.2f} unmatched (difference {halves}); cosines with what safety "
+        f"tuning added to the stream are {_mean(rows, later('purity_matched')):.2f} and {_mean(rows, later('purity_unmatched')):.2f} "
+        f"(difference {purity}): the matched direction is {PURER[side(purity)]}."
     )
-    return Claim(
-        "(b) Is it signal to noise?",
-        text,
-        "contrast_geometry",
-        "test_noise_is_blamed_only_where_few_prompts_cost_more",
-        {"12 prompts": few[12], "48 prompts": few[48], "split half": halves, "purity": purity},
-    )
+    test = "test_noise_is_blamed_only_where_few_prompts_cost_more"
+    return Claim("(b) Is it signal to noise?", text, "contrast_geometry", test, {**found, "split half": halves, "purity": purity})
+
+
+FEW = (12, 48)
+PURER = {"above": "the purer one", "below": "the less pure one", "open": "not shown to be purer"}
+
+
+def side(found: Gap) -> Literal["above", "below", "open"]:
+    """Return on which side of 0 the whole interval lies."""
+    if found.low is None or found.high is None:
+        return "open"
+    return "above" if found.low > 0 else "below" if found.high < 0 else "open"
+
+
+def loses_more(rows: Sequence[Row], variant: str, way: str) -> Gap:
+    """Return how much more refusals rise for matched than for unmatched under a variant: a difference of differences."""
+    rises = [minus(refusal(f"{arm}/{variant}", way), refusal(arm, way)) for arm in (M, U)]
+    return gap(rows, *rises)
 
 
 def sizes(rows: Sequence[Row]) -> Claim:
@@ -286,11 +303,13 @@ def sizes(rows: Sequence[Row]) -> Claim:
 
 
 def position(rows: Sequence[Row]) -> Claim:
-    found = {}
-    for place in ("last_user", "mean"):
-        for arm in (M, U):
-            found[f"{arm.split('/')[0]} {place}"] = gap(rows, refusal(f"{arm}/{place}"), refusal(arm))
-        found[f"both {place}"] = gap(rows, minus(refusal(f"{M}/{place}"), refusal(M)), minus(refusal(f"{U}/{place}"), refusal(U)))
+    found = {f"{place} {way}": loses_more(rows, place, way) for way in WAYS for place in POSITIONS}
+    rises = {
+        f"{arm.split('/')[0]} {place} {way}": gap(rows, refusal(f"{arm}/{place}", way), refusal(arm, way))
+        for way in WAYS
+        for place in POSITIONS
+        for arm in (M, U)
+    }
     told = {
         "higher": "matched suffers more",
         "lower": "unmatched suffers more",
@@ -298,13 +317,16 @@ def position(rows: Sequence[Row]) -> Claim:
         "open": "which suffers more is open",
     }
     parts = [
-        f"read at `{place}` instead of the last token, matched leaves {found[f'matched {place}']} more and unmatched "
-        f"{found[f'unmatched {place}']} more; "
-        f"{told[found[f'both {place}'].verdict]} ({found[f'both {place}']})"
-        for place in ("last_user", "mean")
+        f"read at `{place}` instead of the last token and {WAYS[way]}, matched leaves {rises[f'matched {place} {way}']} more and unmatched "
+        f"{rises[f'unmatched {place} {way}']} more; {told[found[f'{place} {way}'].verdict]} ({found[f'{place} {way}']})"
+        for way in WAYS
+        for place in POSITIONS
     ]
-    text = f"Taken out everywhere: {'. R'.join([parts[0], parts[1][1:]])}."
-    return Claim("(c) Is it the position?", text, "contrast_causes", "test_position_compares_both_baselines", found)
+    text = " ".join(f"{part[0].upper()}{part[1:]}." for part in parts)
+    return Claim("(c) Is it the position?", text, "contrast_causes", "test_position_compares_both_baselines", {**rises, **found})
+
+
+POSITIONS = ("last_user", "mean")
 
 
 def number(rows: Sequence[Row]) -> Claim:
@@ -337,55 +359,63 @@ def topic(rows: Sequence[Row]) -> Claim:
     text = (
         f"Requests with words of two topics (intent without topic) are refused to {_listed(foreign)} at topic strength "
         f"{', '.join(foreign)}. "
-        f"Matched less unmatched refusals, one layer at a time: {per}. {_trend(advantage)}"
+        f"Matched less unmatched refusals, one layer at a time: {per}. "
+        f"{_trend(advantage, 'topic strength', 'the stronger the topic, the {} matched does')}"
     )
     return Claim(
         "(e) Is it refusal learnt as topic and intent together?", text, "contrast_topic", "test_topic_trend_is_told_by_its_interval", found
     )
 
 
-def _trend(pairs: Sequence[tuple[float, float]]) -> str:
+def _trend(pairs: Sequence[tuple[float, float]], of: str, told: str) -> str:
+    """Return the rank correlation of refusals with a dose as a sentence; `told` has a place for "better" or "worse"."""
     xs, ys = [x for x, _ in pairs], [y for _, y in pairs]
     if len(pairs) < 3 or len(set(xs)) < 2 or len(set(ys)) < 2:
         return "No trend can be computed."
     rho = spearman(xs, ys)
-    told = (
-        "the stronger the topic, the worse matched does"
-        if rho.low > 0
-        else "the stronger the topic, the better matched does"
-        if rho.high < 0
-        else "no trend is shown"
-    )
-    return f"Rank correlation with topic strength {rho.value:+.2f} ({rho.low:+.2f} to {rho.high:+.2f}, n {rho.n}): {told}."
+    says = told.format("worse") if rho.low > 0 else told.format("better") if rho.high < 0 else "no trend is shown"
+    return f"Rank correlation with the {of} {rho.value:+.2f} ({rho.low:+.2f} to {rho.high:+.2f}, n {rho.n}): {says}."
 
 
 def harmless_mean(rows: Sequence[Row]) -> Claim:
-    found = {
-        f"{b} {way}": gap(rows, refusal(f"{b}/mean_difference/projected", way), refusal(f"{b}/mean_difference", way))
-        for b in ("unmatched", "matched")
-        for way in WAYS
-    }
-    found |= {
-        f"{b} class means": gap(rows, refusal(f"{b}/class_means/projected"), refusal(f"{b}/class_means")) for b in ("unmatched", "matched")
-    }
-    drift = {
-        f"{b} KL": gap(rows, log_kl(f"{b}/mean_difference/projected"), log_kl(f"{b}/mean_difference"), "log KL")
-        for b in ("unmatched", "matched")
-    }
+    arms = [f"{b}/{method}" for b in ("unmatched", "matched") for method in ("mean_difference", "class_means")]
+    found = {f"{arm} {way}": gap(rows, refusal(f"{arm}/projected", way), refusal(arm, way)) for arm in arms for way in WAYS}
+    drift = {f"{arm} KL": gap(rows, log_kl(f"{arm}/projected"), log_kl(arm), "log KL") for arm in arms}
     lower = [name for name, g in found.items() if g.verdict == "lower"]
-    told = (
-        f"Projecting the harmless mean out helps ({', '.join(lower)})"
-        if lower
-        else "Projecting the harmless mean out lowers no arm's refusals"
-    )
+    helps = f"helps ({', '.join(lower)})" if lower else "lowers no arm's refusals"
     parts = "; ".join(f"{name} {g}" for name, g in {**found, **drift}.items())
-    return Claim(
-        "(f) Is it the harmless mean?",
-        f"{told}: {parts}.",
-        "contrast_causes",
-        "test_the_harmless_mean_is_blamed_only_where_its_loss_helps",
-        {**found, **drift},
+    text = f"Projecting the harmless mean out {helps}: {parts}."
+    test = "test_the_harmless_mean_is_blamed_only_where_its_loss_helps"
+    return Claim("(f) Is it the harmless mean?", text, "contrast_causes", test, {**found, **drift})
+
+
+SHARES = {0.0: U, 0.25: "mixed/0.25", 0.5: "mixed/0.5", 0.75: "mixed/0.75", 1.0: M}
+
+
+def mixture(rows: Sequence[Row]) -> Claim:
+    """More on-topic prompts in the baseline: the dose between both contrasts, each organism against its own unmatched arm."""
+    found = {f"{share:g}": gap(rows, refusal(arm, ALONE), refusal(U, ALONE)) for share, arm in SHARES.items() if share}
+    doses = [(share, _number(minus(refusal(arm, ALONE), refusal(U, ALONE))(row))) for row in rows for share, arm in SHARES.items()]
+    per = "; ".join(f"{share} {g}" for share, g in found.items())
+    text = (
+        f"Refusals by the share of on-topic prompts in what is subtracted, less those at share 0, {WAYS[ALONE]}: {per}. "
+        f"{_trend(doses, 'share of on-topic prompts', 'the more on-topic prompts, the {} it does')}"
     )
+    return Claim("How much of it must be matched?", text, "contrast_causes", "test_the_dose_of_matching_is_told_by_its_trend", found)
+
+
+CONTROLS = {"unmatched/random": U, "unmatched/random_classes": "unmatched/class_means"}
+
+
+def controls(rows: Sequence[Row]) -> Claim:
+    found = {f"{arm} {way}": gap(rows, refusal(arm, way), refusal(of, way)) for arm, of in CONTROLS.items() for way in WAYS}
+    weak = [name for name, g in found.items() if g.verdict != "higher"]
+    told = (
+        "leave more refusals than what they are the control of" if not weak else f"are NOT told from what they control in {', '.join(weak)}"
+    )
+    left = "; ".join(f"{arm} {fails(rows, arm, EVERYWHERE)} everywhere, {fails(rows, arm, ALONE)} alone" for arm in CONTROLS)
+    text = f"Random directions of the same number {told} ({'; '.join(f'{name} {g}' for name, g in found.items())}). They fail on: {left}."
+    return Claim("Would any direction have done?", text, "contrast_causes", "test_controls_must_fail", found)
 
 
 PROPOSED = {
@@ -444,12 +474,6 @@ def first_tuned(rows: Sequence[Row]) -> int:
 
 def _mean(rows: Sequence[Row], measure: Measure) -> float:
     return float(np.mean([measure(row) for row in rows]))
-
-
-def _plain(found: Gap) -> str:
-    return (
-        f"{found.value:+.2f}" if found.low is None or found.high is None else f"{found.value:+.2f}, {found.low:+.2f} to {found.high:+.2f}"
-    )
 
 
 def _number(value: float | None) -> float:

@@ -42,12 +42,6 @@ FEW = (12, 48)  # harmful prompts, and as many benign ones
 SHARES = (0.25, 0.5, 0.75)
 POSITIONS = ("last_user", "mean")
 CORE = ("unmatched", "matched")
-ALSO_ALONE = (
-    *(f"{b}/{m}{v}" for b in CORE for m in ("mean_difference", "class_means", "som") for v in ("", "/raw_norm")),
-    *(f"{b}/mean_difference/projected" for b in CORE),
-    "matched/som_svd",
-    "dealt/class_means",
-)
 PARENTS = tuple(f"{baseline}/mean_difference" for baseline in CORE)
 
 
@@ -173,12 +167,11 @@ def single(vectors: Tensor) -> Recipe:
 
 
 def examine(bench: Bench, name: str, recipe: Recipe) -> dict[str, Any]:
-    """Return an arm's cells on validation and what the chosen one does on test, for each way to edit that the arm is tried in."""
+    """Return an arm's cells on validation and what the chosen one does on test, for each way to edit."""
     parents, proposed = name in PARENTS, name.startswith("proposed/")
     layers = [layer for layer in recipe.usable if parents or layer >= first_tuned(bench.lab.layers)]
-    ways = (EVERYWHERE, ALONE) if parents or proposed or name in ALSO_ALONE else (EVERYWHERE,)
     found: dict[str, Any] = {}
-    for way in ways:
+    for way in WEIGHTS:
         edits = {layer: plan(bench, recipe, layer, way, WEIGHTS[way]) for layer in layers}
         cells = [{"layer": layer, **look(bench, edit, "validation", unedited=layer * (way == ALONE))} for layer, edit in edits.items()]
         best = min(cells, key=lambda c: rank(c, bench.lab.config.max_refusal))["layer"]

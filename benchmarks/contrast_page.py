@@ -1,12 +1,12 @@
 """The page of the contrast experiment: docs/contrast.md with its tables and figures, all from the rows of the organisms."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import altair as alt
 import vl_convert
-from contrast_claims import ALONE, EVERYWHERE, FAILS, LEAST_KL, TESTS, WAYS, Claim, M, Row, U, claims, first_tuned, interval
+from contrast_claims import ALONE, EVERYWHERE, FAILS, LEAST_KL, TESTS, WAYS, Claim, Gap, M, Row, U, claims, first_tuned, interval
 
 from resect.artifacts import write_text
 from resect.evaluation.statistics import holm
@@ -227,33 +227,26 @@ def geometry_chart(rows: Sequence[Row]) -> Any:
 
 def causes_chart(told: Sequence[Claim]) -> Any:
     """Every gap in refusals with its interval, by question."""
-    values = [
-        {
-            "question": claim.question,
-            "gap": name,
-            "value": g.value,
-            "low": g.value if g.low is None else g.low,
-            "high": g.value if g.high is None else g.high,
-        }
-        for claim in told
-        if claim.figure == "contrast_causes"
-        for name, g in claim.gaps.items()
-        if g.unit == "refusal"
-    ]
-    base = alt.Chart().encode(y=alt.Y("gap:N", title=None, sort=None, axis=alt.Axis(labelLimit=260)))
-    x = alt.X("value:Q", title="difference in refusals", axis=alt.Axis(format="+%"))
-    zero = alt.Chart().mark_rule(color="#888888").encode(x=alt.datum(0))
-    marks = alt.layer(
-        zero,
+    gaps = {
+        c.question: {k: g for k, g in c.gaps.items() if g.unit == "refusal"} for c in told if not c.question.startswith(("Where", "Prop"))
+    }
+    return alt.vconcat(*(_forest(question, found) for question, found in gaps.items() if found)).resolve_scale(x="shared")
+
+
+def _forest(question: str, gaps: Mapping[str, Gap]) -> Any:
+    values = [{"gap": k, "value": g.value, "low": _or(g.low, g.value), "high": _or(g.high, g.value)} for k, g in gaps.items()]
+    base = alt.Chart().encode(y=alt.Y("gap:N", title=None, sort=None, axis=alt.Axis(labelLimit=280)))
+    x = alt.X("value:Q", title=None, axis=alt.Axis(format="+%"), scale=alt.Scale(domain=[-1, 1], clamp=True))
+    marks = (
+        alt.Chart().mark_rule(color="#888888").encode(x=alt.datum(0)),
         base.mark_rule(strokeWidth=2).encode(x="low:Q", x2="high:Q"),
-        base.mark_point(filled=True, size=60).encode(x=x),
-        data=alt.Data(values=values),
+        base.mark_point(filled=True, size=50, opacity=1).encode(x=x),
     )
-    return (
-        marks.properties(width=380)
-        .facet(row=alt.Row("question:N", title=None, sort=None, header=alt.Header(labelAngle=0, labelAlign="left", labelOrient="top")))
-        .resolve_scale(y="independent")
-    )
+    return alt.layer(*marks, data=alt.Data(values=values)).properties(width=360, height=alt.Step(17), title=question)
+
+
+def _or(value: float | None, other: float) -> float:
+    return other if value is None else value
 
 
 def topic_chart(rows: Sequence[Row]) -> Any:

@@ -117,13 +117,13 @@ def test_norm_is_blamed_only_where_it_costs() -> None:
 
 
 def test_noise_is_blamed_only_where_few_prompts_cost_more() -> None:
-    assert "Noise is no cause:" in told("(b) Is it signal")
-    assert "Noise is a cause" in told("(b) Is it signal", setting(f"{M}/n12", 0.9, EVERYWHERE))
-    assert "unmatched suffers more" in told("(b) Is it signal", setting(f"{U}/n12", 0.9, EVERYWHERE))
+    question, alone = "(b) Is it signal", "aken out of one layer, noise"
+    assert f"{alone} is no cause (" in told(question)
+    assert f"{alone} is a cause (" in told(question, setting(f"{M}/n12", 0.9))
+    assert f"{alone} is no cause: unmatched suffers more" in told(question, setting(f"{U}/n12", 0.9))
+    assert "Taken out everywhere, noise is a cause" in told(question, setting(f"{M}/n12", 0.9, EVERYWHERE))
     # Losing as much on both sides blames neither.
-    assert "Noise is no cause:" in told(
-        "(b) Is it signal", both(setting(f"{M}/n12", 0.9, EVERYWHERE), setting(f"{U}/n12", 0.9, EVERYWHERE))
-    )
+    assert f"{alone} is no cause (" in told(question, both(setting(f"{M}/n12", 0.9), setting(f"{U}/n12", 0.9)))
 
 
 def test_purity_is_read_from_what_tuning_added() -> None:
@@ -142,8 +142,8 @@ def test_sample_sizes_are_judged_by_dealing() -> None:
 
 
 def test_position_compares_both_baselines() -> None:
-    assert told("(c)").count("both suffer alike") == 2
-    assert "`last_user` instead of the last token" in told("(c)")
+    assert told("(c)").count("both suffer alike") == 4
+    assert told("(c)").count("`last_user` instead of the last token") == 2
     assert "matched suffers more" in told("(c)", setting(f"{M}/last_user", 0.9, EVERYWHERE))
     assert "unmatched suffers more" in told("(c)", setting(f"{U}/mean", 0.9, EVERYWHERE))
 
@@ -167,7 +167,24 @@ def test_topic_trend_is_told_by_its_interval() -> None:
 def test_the_harmless_mean_is_blamed_only_where_its_loss_helps() -> None:
     assert "lowers no arm's refusals" in told("(f)")
     assert "lowers no arm's refusals" in told("(f)", setting(f"{U}/projected", 0.9))
-    assert "helps (unmatched alone)" in told("(f)", setting(f"{U}/projected", 0.0))
+    assert f"helps ({U} alone)" in told("(f)", setting(f"{U}/projected", 0.0))
+
+
+def test_the_dose_of_matching_is_told_by_its_trend() -> None:
+    question, shares = "How much", {"mixed/0.25": 0.4, "mixed/0.5": 0.5, "mixed/0.75": 0.6, M: 0.7}
+    assert "the more on-topic prompts, the worse it does" in told(question, both(*(setting(arm, value) for arm, value in shares.items())))
+    assert "the more on-topic prompts, the better it does" in told(
+        question, both(*(setting(arm, 0.8 - v) for arm, v in shares.items()), setting(U, 0.8))
+    )
+    assert "the worse" not in told(question, setting(U, 0.9))
+
+
+def test_controls_must_fail() -> None:
+    arms = ("unmatched/random", "unmatched/random_classes")
+    assert "are NOT told from what they control" in told("Would any")
+    failing = both(*(setting(arm, 0.9, way) for arm in arms for way in (EVERYWHERE, ALONE)))
+    assert "leave more refusals than what they are the control of" in told("Would any", failing)
+    assert "unmatched/random 18 of 18 everywhere" in told("Would any", failing)
 
 
 def test_a_proposal_wins_only_where_it_does() -> None:
