@@ -262,7 +262,8 @@ def signal(rows: Sequence[Row]) -> Claim:
     }
     per = "; ".join(
         f"{name}, noise {told[found[f'{FEW[0]} prompts {way}'].verdict]} (matched loses "
-        f"{found[f'{FEW[0]} prompts {way}']} more than unmatched with {FEW[0]} prompts a side instead of all, {found[f'{FEW[1]} prompts {way}']} with {FEW[1]})"
+        f"{found[f'{FEW[0]} prompts {way}']} more than unmatched with {FEW[0]} prompts a side instead of "
+        f"all, {found[f'{FEW[1]} prompts {way}']} with {FEW[1]})"
         for way, name in WAYS.items()
     )
     text = (
