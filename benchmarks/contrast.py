@@ -34,10 +34,12 @@ class Member:
         return f"{self.architecture}-t{self.topic:g}-s{self.seed}"
 
 
-def members() -> list[Member]:
-    """Return the organisms in the order of training: one seed of everything, then the cheaper architecture, then the rest."""
+def members(folder: Path) -> list[Member]:
+    """Return the organisms in the order of work: those that are trained already, then the cheaper architecture, seed by seed."""
     every = [Member(seed, topic, architecture) for seed in SEEDS for topic in TOPICS for architecture in ARCHITECTURES]
-    return sorted(every, key=lambda m: 0 if m.seed == SEEDS[0] else 1 + ARCHITECTURES.index(m.architecture))
+    return sorted(
+        every, key=lambda m: (not (folder / "organisms" / m.name / "organism.json").is_file(), ARCHITECTURES.index(m.architecture))
+    )
 
 
 def measured(member: Member, folder: Path, *, train: bool) -> dict[str, Any] | None:
@@ -57,6 +59,7 @@ def measured(member: Member, folder: Path, *, train: bool) -> dict[str, Any] | N
         if not train:
             return None
         train_organism(place, **asdict(member))
+    print(f"Measuring {member.name}", flush=True)
     steps = Steps(folder / "measured")
     return steps.json(member.name, lambda: {"name": member.name, **measure(load_organism(place), folder / "measured" / member.name)})
 
@@ -67,13 +70,14 @@ def main() -> None:
     parser.add_argument("--finished", action="store_true", help="train nothing")
     parser.add_argument("--again", action="store_true", help="write the page from the stored results")
     options = parser.parse_args()
-    rows: list[dict[str, Any]] = json.loads(RESULTS.read_text(encoding="utf-8"))["organisms"] if options.again else []
-    for i, member in enumerate([] if options.again else members(), 1):
-        row = measured(member, options.folder, train=not options.finished)
-        rows += [] if row is None else [row]
-        print(f"{i}/{len(members())} {member.name}: {'not trained' if row is None else 'done'}", flush=True)
-    RESULTS.write_text(json.dumps({"organisms": rows}, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    summary = contrast_page.publish(rows, planned=len(members()), docs=ROOT / "docs")
+    wanted = members(options.folder)
+    if options.again:
+        rows = json.loads(RESULTS.read_text(encoding="utf-8"))["organisms"]
+    else:
+        rows = [row for member in wanted if (row := measured(member, options.folder, train=not options.finished)) is not None]
+        rows.sort(key=lambda row: (row["seed"], row["architecture"], row["topic"]))
+        RESULTS.write_text(json.dumps({"organisms": rows}, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    summary = contrast_page.publish(rows, planned=len(wanted), docs=ROOT / "docs")
     print(json.dumps(summary, sort_keys=True))
 
 
