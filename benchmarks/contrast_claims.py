@@ -196,7 +196,8 @@ def under_the_papers_protocol(rows: Sequence[Row]) -> Claim:
         "Maps with one direction a class, one layer at a time, weight 1.2, which is the second paper's protocol: its finding "
         f"(matched directions inert, unmatched ones working) {seen[raw.verdict]} with norms as they come ({raw}), "
         f"{seen[unit.verdict]} at norm 1 ({unit}), and "
-        f"{seen[svd.verdict]} for matched directions made orthogonal ({svd})."
+        f"{seen[svd.verdict]} for matched directions made orthogonal ({svd}; removed jointly at norm 1 they "
+        "span what they spanned before, so this is the same edit)."
     )
     return Claim(
         "And in the second paper's own protocol?",

@@ -16,6 +16,9 @@ from contrast_proposals import PROPOSALS, matched, rescaled, split_half, unmatch
 from scipy import stats
 
 from resect.directions import Directions, baselines
+from resect.directions.som import orthogonalised
+from resect.edit.algebra import orthonormal_basis
+from resect.prompts import Prompt
 from resect.studies.contrast_arms import norm_scales
 from resect.studies.contrast_materials import ContrastMaterials
 
@@ -257,8 +260,6 @@ def materials(refusal_part: torch.Tensor, topic_part: torch.Tensor, *, noise: fl
     topics = torch.stack([topic_part * (1 if c == "a" else 2) for c in categories])
     drawn = [noise * torch.randn(60, len(refusal_part), generator=generator) for _ in range(3)]
     harmful, on_topic, off_topic = topics + refusal_part + drawn[0], topics + drawn[1], drawn[2]
-    from resect.prompts import Prompt
-
     prompts = tuple(Prompt(f"{c} {i}", category=c, pair_id=str(i)) for i, c in enumerate(categories))
     zero = torch.zeros(60, 60)
     keys, ids = categories, [p.pair_id for p in prompts]
@@ -300,3 +301,10 @@ def test_split_halves_agree_where_there_is_signal_and_not_where_there_is_none() 
     assert abs(float(split_half(*noise))) < 0.3
     assert float(split_half(noise[0] + 5 * torch.eye(32)[0], noise[1])) > 0.95
     assert math.isclose(float(split_half(torch.ones(4, 1, 2), torch.zeros(4, 1, 2))), 1.0, rel_tol=1e-6)
+
+
+def test_maps_made_orthogonal_are_the_same_edit_where_all_are_removed_jointly_at_norm_one() -> None:
+    """Why the page calls the second paper's configuration c no other edit: the span is all that such an edit knows."""
+    found = Directions(torch.randn(1, 3, 8, generator=torch.Generator().manual_seed(2)), "som")
+    bases = [orthonormal_basis(d.vectors[0].double()) for d in (found, orthogonalised(found, "som_svd"))]
+    assert torch.allclose(*(basis @ basis.T for basis in bases), atol=1e-5)
