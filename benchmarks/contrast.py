@@ -77,7 +77,7 @@ def main() -> None:
         rows = [row for member in wanted if (row := measured(member, options.folder, train=not options.finished)) is not None]
         rows.sort(key=lambda row: (row["seed"], row["architecture"], row["topic"]))
         RESULTS.write_text(json.dumps({"organisms": rows}, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    summary = contrast_page.publish(rows, planned=len(wanted), docs=ROOT / "docs")
+    summary = contrast_page.publish(rows, planned=len(wanted), seeds=len(SEEDS), docs=ROOT / "docs")
     print(json.dumps(summary, sort_keys=True))
 
 

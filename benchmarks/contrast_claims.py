@@ -1,8 +1,8 @@
 """What the contrast experiment says: every sentence is chosen by a test on the rows of the organisms, none is written by hand.
 
 An organism is one unit. A gap is the paired difference of two arms over organisms, with Student's 95 % interval and the exact sign-flip
-test. It is called higher or lower where its interval leaves out 0, alike where the interval lies inside a margin fixed beforehand
-(`MARGINS`), and open otherwise.
+test. It is called higher or lower where its interval leaves out 0 and the test is below 5 %, alike where the interval lies inside a margin
+fixed beforehand (`MARGINS`), and open otherwise.
 """
 
 import math
@@ -23,6 +23,7 @@ EVERYWHERE, ALONE = "everywhere", "alone"
 WAYS = {EVERYWHERE: "taken out everywhere", ALONE: "taken out of one layer"}
 MARGINS = {"refusal": 0.1, "log KL": math.log10(1.5), "cosine": 0.05}
 FAILS = 0.5  # an arm that leaves more refusals than this has failed
+SURE = 0.05
 LEAST_KL = 1e-6  # nats: KL below this is rounding
 U, M = "unmatched/mean_difference", "matched/mean_difference"
 TESTS = "tests/e2e/test_contrast_page.py"
@@ -47,22 +48,28 @@ class Gap:
         margin = MARGINS[self.unit]
         if -margin <= self.low and self.high <= margin:
             return "alike"
-        return "higher" if self.low > 0 else "lower" if self.high < 0 else "open"
+        return "open" if self.p >= SURE else "higher" if self.low > 0 else "lower" if self.high < 0 else "open"
 
     def __str__(self) -> str:
+        return f"{self.shown(self.value)}, {self.span}"
+
+    @property
+    def span(self) -> str:
+        """The interval in words."""
+        return "no interval" if self.low is None or self.high is None else f"{self.shown(self.low)} to {self.shown(self.high)}"
+
+    def shown(self, value: float) -> str:
+        """Return a value of this gap in its unit: points of refusals, a ratio of KL, or a cosine."""
+        if math.isnan(value):
+            return "not reached"
         if self.unit == "log KL":
-            value, low, high = (None if x is None else f"{10**x:.2g}" for x in (self.value, self.low, self.high))
-            span = "no interval" if low is None else f"{low} to {high}"
-            return f"KL ratio {value} ({span}; p {self.p:.2g}, n {self.n})"
-        if self.unit == "cosine":
-            return f"{self.value:+.2f}" if self.low is None else f"{self.value:+.2f}, {self.low:+.2f} to {self.high:+.2f}"
-        span = "no interval" if self.low is None or self.high is None else f"{100 * self.low:+.0f} to {100 * self.high:+.0f}"
-        return f"{100 * self.value:+.0f} points ({span}; p {self.p:.2g}, n {self.n})"
+            return f"x {10**value:.2g}"
+        return f"{value:+.2f}" if self.unit == "cosine" else f"{100 * min(1.0, max(-1.0, value)):+.0f} points"
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A sentence, the question it answers, the figure that shows it, and the test of the code that made it."""
+    """A sentence, the question it answers, the figure that shows it, the test of the code that made it, and its gaps, main one first."""
 
     question: str
     text: str
@@ -176,41 +183,42 @@ def claims(rows: Sequence[Row]) -> list[Claim]:
 
 
 def does_it_fail(rows: Sequence[Row]) -> Claim:
-    found = {way: gap(rows, refusal(M, way), refusal(U, way)) for way in (EVERYWHERE, ALONE)}
+    found = {f"matched less unmatched, {way}": gap(rows, refusal(M, way), refusal(U, way)) for way in (ALONE, EVERYWHERE)}
     parts = [
-        f"{name}, the matched direction {AGAINST[found[way].verdict]} the unmatched one: {found[way]}; "
-        f"it fails (over {FAILS:.0%} refusals) on {fails(rows, M, way)} organisms, the unmatched one on {fails(rows, U, way)}"
+        f"{name}, the matched direction {AGAINST[found[f'matched less unmatched, {way}'].verdict]} the unmatched one "
+        f"({found[f'matched less unmatched, {way}']}) and fails on {fails(rows, M, way)} organisms, the unmatched one on "
+        f"{fails(rows, U, way)}"
         for way, name in WAYS.items()
     ]
-    text = f"At norm 1, one difference of means, last token: {parts[0]}. {parts[1][0].upper()}{parts[1][1:]}."
+    text = f"One difference of means at norm 1, read at the last token. {_sentences(parts)}"
     return Claim("Does matched contrast fail?", text, "contrast_layers", "test_failure_is_told_from_success", found)
 
 
 def under_the_papers_protocol(rows: Sequence[Row]) -> Claim:
     """Maps, one direction a class, norms as they come, one layer at a time."""
-    raw = gap(rows, refusal("matched/som/raw_norm", ALONE), refusal("unmatched/som/raw_norm", ALONE))
-    unit = gap(rows, refusal("matched/som", ALONE), refusal("unmatched/som", ALONE))
-    svd = gap(rows, refusal("matched/som_svd", ALONE), refusal("unmatched/som", ALONE))
+    found = {
+        "matched less unmatched, norms as they come": gap(
+            rows, refusal("matched/som/raw_norm", ALONE), refusal("unmatched/som/raw_norm", ALONE)
+        ),
+        "at norm 1": gap(rows, refusal("matched/som", ALONE), refusal("unmatched/som", ALONE)),
+        "matched made orthogonal, at norm 1": gap(rows, refusal("matched/som_svd", ALONE), refusal("unmatched/som", ALONE)),
+    }
     seen = {"higher": "is reproduced", "lower": "is reversed", "alike": "is not there", "open": "is not settled"}
+    told = [f"{seen[g.verdict]} ({name}: {g})" for name, g in found.items()]
     text = (
-        "Maps with one direction a class, one layer at a time, weight 1.2, which is the second paper's protocol: its finding "
-        f"(matched directions inert, unmatched ones working) {seen[raw.verdict]} with norms as they come ({raw}), "
-        f"{seen[unit.verdict]} at norm 1 ({unit}), and "
-        f"{seen[svd.verdict]} for matched directions made orthogonal ({svd}; removed jointly at norm 1 they "
-        "span what they spanned before, so this is the same edit)."
+        "Self-organising maps, one direction a class, one layer at a time, weight 1.2. The paper's finding, matched directions inert and "
+        f"unmatched ones working, {told[0]}, {told[1]}, and {told[2]}. Removed jointly at norm 1, orthogonal directions span what the maps "
+        f"spanned, so the last two are one edit. Matched maps fail on {fails(rows, 'matched/som/raw_norm', ALONE)} organisms, unmatched "
+        f"ones on "
+        f"{fails(rows, 'unmatched/som/raw_norm', ALONE)} (norms as they come)."
     )
-    return Claim(
-        "And in the second paper's own protocol?",
-        text,
-        "contrast_causes",
-        "test_the_papers_finding_can_come_out_either_way",
-        {"raw": raw, "unit": unit, "svd": svd},
-    )
+    test = "test_the_papers_finding_can_come_out_either_way"
+    return Claim("And in the second paper's own protocol?", text, "contrast_causes", test, found)
 
 
 def where(rows: Sequence[Row]) -> Claim:
     layers = range(len(rows[0]["geometry"]["cosine"]))
-    found = {str(layer): gap(rows, at_layer(M, layer), at_layer(U, layer)) for layer in layers}
+    found = {f"layer {i}": gap(rows, at_layer(M, i), at_layer(U, i)) for i in layers}
     means = {arm: [np.mean([at_layer(arm, layer)(row) for row in rows]) for layer in layers] for arm in (M, U)}
     only = {
         "matched fails and unmatched does not": [i for i in layers if means[M][i] > FAILS >= means[U][i]],
@@ -219,32 +227,44 @@ def where(rows: Sequence[Row]) -> Claim:
         "neither fails": [i for i in layers if max(means[M][i], means[U][i]) <= FAILS],
     }
     told = "; ".join(f"{name} at layers {', '.join(map(str, found))}" for name, found in only.items() if found)
-    ratios = [m / u for m, u in zip(geometric(rows, "norm_matched"), geometric(rows, "norm_unmatched"), strict=True)]
+    ratios = np.median([norm_ratios(row) for row in rows], axis=0)
     text = (
-        f"By source layer, taken out everywhere: {told}. The norm of the matched difference over that of the unmatched one is "
-        f"{', '.join(f'{r:.2g}' for r in ratios)} at layers 0 to {len(ratios) - 1}."
+        f"By source layer, everywhere, on average over organisms: {told}. The matched norm over the unmatched one is (median) "
+        f"{', '.join(f'{r:.2g}' for r in ratios)} at layers 0 to {len(ratios) - 1}; safety tuning changed nothing before layer "
+        f"{first_tuned(rows)}."
     )
-    return Claim("Where?", text, "contrast_layers", "test_layers_are_sorted_by_who_fails", found)
+    main = dict(sorted(found.items(), key=lambda item: item[0] != f"layer {first_tuned(rows)}"))
+    return Claim("Where?", text, "contrast_layers", "test_layers_are_sorted_by_who_fails", main)
+
+
+def norm_ratios(row: Row) -> list[float]:
+    """Return the norm of the matched difference over that of the unmatched one, by layer."""
+    return [m / u for m, u in zip(row["geometry"]["norm_matched"], row["geometry"]["norm_unmatched"], strict=True)]
+
+
+CAUSE: Mapping[Verdict, str] = {
+    "higher": "is a cause",
+    "lower": "is no cause, it helps",
+    "alike": "is no cause",
+    "open": "is not shown to be a cause",
+}
 
 
 def norm(rows: Sequence[Row]) -> Claim:
     arms = {"difference of means": M, "class means": "matched/class_means", "maps": "matched/som"}
-    found = {name: gap(rows, refusal(f"{arm}/raw_norm", ALONE), refusal(arm, ALONE)) for name, arm in arms.items()}
+    found = {
+        f"own norm less norm 1, {name}, {way}": gap(rows, refusal(f"{arm}/raw_norm", way), refusal(arm, way))
+        for way in (ALONE, EVERYWHERE)
+        for name, arm in arms.items()
+    }
     rest = gap(rows, refusal(f"{M}/raw_norm", ALONE), refusal(U, ALONE))
-    told = {"higher": "is a cause", "lower": "is no cause, it helps", "alike": "is no cause", "open": "is not shown to be a cause"}
-    per = "; ".join(f"{name} {g}" for name, g in found.items())
+    main = next(iter(found.values()))
     text = (
-        f"The small norm {told[found['difference of means'].verdict]}: with norms as they come "
-        f"instead of norm 1, one layer at a time, the matched arms change their refusals by: {per}. With its own norm the matched "
-        f"difference {AGAINST[rest.verdict]} the unmatched one ({rest})."
+        f"The small norm {CAUSE[main.verdict]}: one layer at a time the matched difference of means with its own norm, instead of norm 1, "
+        f"changes refusals by {main}. With its own norm it {AGAINST[rest.verdict]} the unmatched one ({rest})."
     )
-    return Claim(
-        "(a) Is it the norm?",
-        text,
-        "contrast_causes",
-        "test_norm_is_blamed_only_where_it_costs",
-        {**found, "raw matched against unmatched": rest},
-    )
+    test = "test_norm_is_blamed_only_where_it_costs"
+    return Claim("(a) Is it the norm?", text, "contrast_causes", test, {**found, "matched with its own norm less unmatched, alone": rest})
 
 
 def signal(rows: Sequence[Row]) -> Claim:
@@ -253,39 +273,34 @@ def signal(rows: Sequence[Row]) -> Claim:
     def later(name: str) -> Measure:
         return lambda row: float(np.mean([row["geometry"][name][layer] for layer in layers]))
 
-    found = {f"{n} prompts {way}": loses_more(rows, f"n{n}", way) for way in WAYS for n in FEW}
-    halves, purity = (gap(rows, later(f"{name}_matched"), later(f"{name}_unmatched"), "cosine") for name in ("split_half", "purity"))
-    told = {
-        "higher": "is a cause",
-        "lower": "is no cause: unmatched suffers more",
-        "alike": "is no cause",
-        "open": "is not shown to be a cause",
+    found = {
+        f"matched loses more than unmatched with {n} prompts, {way}": loses_more(rows, f"n{n}", way)
+        for way in (ALONE, EVERYWHERE)
+        for n in FEW
     }
-    per = "; ".join(
-        f"{name}, noise {told[found[f'{FEW[0]} prompts {way}'].verdict]} (matched loses "
-        f"{found[f'{FEW[0]} prompts {way}']} more than unmatched with {FEW[0]} prompts a side instead of "
-        f"all, {found[f'{FEW[1]} prompts {way}']} with {FEW[1]})"
+    halves, purity = (gap(rows, later(f"{name}_matched"), later(f"{name}_unmatched"), "cosine") for name in ("split_half", "purity"))
+    parts = [
+        f"{name}, noise {NOISE[found[f'matched loses more than unmatched with {FEW[0]} prompts, {way}'].verdict]} "
+        f"({found[f'matched loses more than unmatched with {FEW[0]} prompts, {way}']})"
         for way, name in WAYS.items()
-    )
+    ]
     text = (
-        f"{per[0].upper()}{per[1:]}. Split-half cosines from the first tuned layer on are {_mean(rows, later('split_half_matched')):.2f} "
-        f"matched and {_mean(rows, later('split_half_unmatched')):.2f} unmatched (difference {halves}); cosines with what safety "
-        f"tuning added to the stream are {_mean(rows, later('purity_matched')):.2f} and {_mean(rows, later('purity_unmatched')):.2f} "
-        f"(difference {purity}): the matched direction is {PURER[side(purity)]}."
+        f"What matched loses more than unmatched when {FEW[0]} prompts a side are used instead of all. {_sentences(parts)} Split-half "
+        f"cosines from "
+        f"layer {first_tuned(rows)} on are {_mean(rows, later('split_half_matched')):.2f} matched and "
+        f"{_mean(rows, later('split_half_unmatched')):.2f} unmatched ({halves}). Cosines with what safety tuning added to the stream on "
+        f"harmful "
+        f"prompts are {_mean(rows, later('purity_matched')):.2f} and {_mean(rows, later('purity_unmatched')):.2f} ({purity}): the matched "
+        f"direction "
+        f"is {PURER[purity.verdict]}."
     )
     test = "test_noise_is_blamed_only_where_few_prompts_cost_more"
-    return Claim("(b) Is it signal to noise?", text, "contrast_geometry", test, {**found, "split half": halves, "purity": purity})
+    return Claim("(b) Is it signal to noise?", text, "contrast_geometry", test, {**found, "split-half cosine": halves, "purity": purity})
 
 
 FEW = (12, 48)
-PURER = {"above": "the purer one", "below": "the less pure one", "open": "not shown to be purer"}
-
-
-def side(found: Gap) -> Literal["above", "below", "open"]:
-    """Return on which side of 0 the whole interval lies."""
-    if found.low is None or found.high is None:
-        return "open"
-    return "above" if found.low > 0 else "below" if found.high < 0 else "open"
+NOISE = {**CAUSE, "lower": "is no cause: unmatched suffers more"}
+PURER = {"higher": "the purer one", "lower": "the less pure one", "alike": "as pure as the other", "open": "not shown to be purer"}
 
 
 def loses_more(rows: Sequence[Row], variant: str, way: str) -> Gap:
@@ -295,20 +310,37 @@ def loses_more(rows: Sequence[Row], variant: str, way: str) -> Gap:
 
 
 def sizes(rows: Sequence[Row]) -> Claim:
-    found = {way: gap(rows, refusal("dealt/class_means", way), refusal("unmatched/class_means", way)) for way in WAYS}
-    told = {"higher": "costs", "lower": "gains", "alike": "changes nothing", "open": "is not shown to matter"}
+    found = {
+        f"dealt less whole, {way}": gap(rows, refusal("dealt/class_means", way), refusal("unmatched/class_means", way))
+        for way in (ALONE, EVERYWHERE)
+    }
+    drift = gap(rows, log_kl("dealt/class_means"), log_kl("unmatched/class_means"), "log KL")
+    told = {"higher": "costs refusals", "lower": "gains", "alike": "changes no refusals", "open": "is not shown to change refusals"}
+    parts = [
+        f"{name}, dealing {told[found[f'dealt less whole, {way}'].verdict]} ({found[f'dealt less whole, {way}']})"
+        for way, name in WAYS.items()
+    ]
     text = (
         "Unmatched prompts dealt out to the classes at random, so that every class mean rests on as few prompts as a matched one, against "
-        f"one mean of all: smaller samples {' and '.join(f'{told[g.verdict]} {WAYS[way]} ({g})' for way, g in found.items())}."
+        "one "
+        f"mean of all. {_sentences(parts)} Its KL at the chosen layer, everywhere, is {KL[drift.verdict]} ({drift})."
     )
-    return Claim("(b) Or the smaller samples of class means?", text, "contrast_causes", "test_sample_sizes_are_judged_by_dealing", found)
+    test = "test_sample_sizes_are_judged_by_dealing"
+    return Claim("(b) Or the smaller samples of class means?", text, "contrast_causes", test, {**found, "KL": drift})
+
+
+KL: Mapping[Verdict, str] = {"higher": "larger", "lower": "smaller", "alike": "the same", "open": "not told apart"}
 
 
 def position(rows: Sequence[Row]) -> Claim:
-    found = {f"{place} {way}": loses_more(rows, place, way) for way in WAYS for place in POSITIONS}
+    found = {
+        f"matched loses more than unmatched at {place}, {way}": loses_more(rows, place, way)
+        for way in (EVERYWHERE, ALONE)
+        for place in POSITIONS
+    }
     rises = {
-        f"{arm.split('/')[0]} {place} {way}": gap(rows, refusal(f"{arm}/{place}", way), refusal(arm, way))
-        for way in WAYS
+        f"{arm.split('/')[0]} at {place} less at last, {way}": gap(rows, refusal(f"{arm}/{place}", way), refusal(arm, way))
+        for way in (EVERYWHERE, ALONE)
         for place in POSITIONS
         for arm in (M, U)
     }
@@ -319,13 +351,15 @@ def position(rows: Sequence[Row]) -> Claim:
         "open": "which suffers more is open",
     }
     parts = [
-        f"read at `{place}` instead of the last token and {WAYS[way]}, matched leaves {rises[f'matched {place} {way}']} more and unmatched "
-        f"{rises[f'unmatched {place} {way}']} more; {told[found[f'{place} {way}'].verdict]} ({found[f'{place} {way}']})"
+        f"{WAYS[way]}, read at `{place}` instead of the last token, refusals change by {rises[f'matched at {place} less at last, {way}']} "
+        f"(matched) "
+        f"and {rises[f'unmatched at {place} less at last, {way}']} (unmatched): "
+        f"{told[found[f'matched loses more than unmatched at {place}, {way}'].verdict]}"
         for way in WAYS
         for place in POSITIONS
     ]
-    text = " ".join(f"{part[0].upper()}{part[1:]}." for part in parts)
-    return Claim("(c) Is it the position?", text, "contrast_causes", "test_position_compares_both_baselines", {**rises, **found})
+    test = "test_position_compares_both_baselines"
+    return Claim("(c) Is it the position?", _sentences(parts), "contrast_causes", test, {**found, **rises})
 
 
 POSITIONS = ("last_user", "mean")
@@ -333,60 +367,69 @@ POSITIONS = ("last_user", "mean")
 
 def number(rows: Sequence[Row]) -> Claim:
     found = {
-        f"{b} {way}": gap(rows, refusal(f"{b}/class_means", way), refusal(f"{b}/mean_difference", way))
+        f"{b} class means less one mean, {way}": gap(rows, refusal(f"{b}/class_means", way), refusal(f"{b}/mean_difference", way))
+        for way in (ALONE, EVERYWHERE)
         for b in ("matched", "unmatched")
-        for way in WAYS
     }
-    drift = {f"{b} KL": gap(rows, log_kl(f"{b}/class_means"), log_kl(f"{b}/mean_difference"), "log KL") for b in ("matched", "unmatched")}
+    drift = {
+        f"{b} KL, {method}": gap(rows, log_kl(f"{b}/{method}"), log_kl(f"{b}/mean_difference"), "log KL")
+        for method in ("class_means", "som")
+        for b in ("matched", "unmatched")
+    }
     told = {"higher": "more refusals", "lower": "fewer refusals", "alike": "the same refusals", "open": "no clear difference"}
-    parts = "; ".join(f"{name}, {told[g.verdict]} ({g})" for name, g in found.items())
-    kl = "; ".join(f"{name.split()[0]} {g}" for name, g in drift.items())
-    text = f"One direction a class instead of one in all leaves: {parts}. At the chosen layer it costs: {kl}."
-    return Claim(
-        "(d) Is it the number of directions?",
-        text,
-        "contrast_causes",
-        "test_number_of_directions_is_read_for_both_baselines",
-        {**found, **drift},
+    parts = "; ".join(f"{name}: {told[g.verdict]} ({g})" for name, g in found.items() if name.endswith(ALONE))
+    costs = "; ".join(f"{name}, {KL[g.verdict]} ({g})" for name, g in drift.items())
+    text = (
+        f"One direction a class (six) instead of one in all leaves, one layer at a time, {parts}. What it costs everywhere, as KL at the "
+        f"chosen "
+        f"layer over that of one direction: {costs}."
     )
+    test = "test_number_of_directions_is_read_for_both_baselines"
+    return Claim("(d) Is it the number of directions?", text, "contrast_causes", test, {**found, **drift})
 
 
 def topic(rows: Sequence[Row]) -> Claim:
     strengths = sorted({row["topic"] for row in rows})
     of = {t: [row for row in rows if row["topic"] == t] for t in strengths}
-    found = {f"{t:g}": gap(of[t], refusal(M, ALONE), refusal(U, ALONE)) for t in strengths}
+    found = {f"matched less unmatched at {t:g}, alone": gap(of[t], refusal(M, ALONE), refusal(U, ALONE)) for t in reversed(strengths)}
     advantage = [(row["topic"], _number(minus(refusal(M, ALONE), refusal(U, ALONE))(row))) for row in rows]
+    difficulty = [(row["topic"], _number(refusal(M, ALONE)(row))) for row in rows]
+    stronger = "the stronger the topic, the {} matched does"
     foreign = {f"{t:g}": float(np.mean([row["foreign_refusal"] for row in of[t]])) for t in strengths}
-    per = "; ".join(f"at {t}, {g}" for t, g in found.items())
     text = (
         f"Requests with words of two topics (intent without topic) are refused to {_listed(foreign)} at topic strength "
         f"{', '.join(foreign)}. "
-        f"Matched less unmatched refusals, one layer at a time: {per}. "
-        f"{_trend(advantage, 'topic strength', 'the stronger the topic, the {} matched does')}"
+        f"Matched less unmatched refusals, one layer at a time: {_trend(advantage, 'topic strength', f'{stronger} against unmatched')} "
+        f"Matched refusals themselves: {_trend(difficulty, 'topic strength', stronger)}"
     )
-    return Claim(
-        "(e) Is it refusal learnt as topic and intent together?", text, "contrast_topic", "test_topic_trend_is_told_by_its_interval", found
-    )
+    test = "test_topic_trend_is_told_by_its_interval"
+    return Claim("(e) Is it refusal learnt as topic and intent together?", text, "contrast_topic", test, found)
 
 
 def _trend(pairs: Sequence[tuple[float, float]], of: str, told: str) -> str:
     """Return the rank correlation of refusals with a dose as a sentence; `told` has a place for "better" or "worse"."""
     xs, ys = [x for x, _ in pairs], [y for _, y in pairs]
     if len(pairs) < 3 or len(set(xs)) < 2 or len(set(ys)) < 2:
-        return "No trend can be computed."
+        return "no trend can be computed."
     rho = spearman(xs, ys)
     says = told.format("worse") if rho.low > 0 else told.format("better") if rho.high < 0 else "no trend is shown"
-    return f"Rank correlation with the {of} {rho.value:+.2f} ({rho.low:+.2f} to {rho.high:+.2f}, n {rho.n}): {says}."
+    return f"rank correlation with {of} {rho.value:+.2f} ({rho.low:+.2f} to {rho.high:+.2f}, n {rho.n}), {says}."
 
 
 def harmless_mean(rows: Sequence[Row]) -> Claim:
-    arms = [f"{b}/{method}" for b in ("unmatched", "matched") for method in ("mean_difference", "class_means")]
-    found = {f"{arm} {way}": gap(rows, refusal(f"{arm}/projected", way), refusal(arm, way)) for arm in arms for way in WAYS}
+    arms = [f"{b}/{method}" for b in ("matched", "unmatched") for method in ("mean_difference", "class_means")]
+    found = {
+        f"{arm} projected less plain, {way}": gap(rows, refusal(f"{arm}/projected", way), refusal(arm, way))
+        for way in (ALONE, EVERYWHERE)
+        for arm in arms
+    }
     drift = {f"{arm} KL": gap(rows, log_kl(f"{arm}/projected"), log_kl(arm), "log KL") for arm in arms}
-    lower = [name for name, g in found.items() if g.verdict == "lower"]
-    helps = f"helps ({', '.join(lower)})" if lower else "lowers no arm's refusals"
-    parts = "; ".join(f"{name} {g}" for name, g in {**found, **drift}.items())
-    text = f"Projecting the harmless mean out {helps}: {parts}."
+    lower, higher = ([name for name, g in found.items() if g.verdict == word] for word in ("lower", "higher"))
+    helps = f"helps ({'; '.join(f'{name}: {found[name]}' for name in lower)})" if lower else "lowers no arm's refusals"
+    costs = f", and costs ({'; '.join(f'{name}: {found[name]}' for name in higher)})" if higher else ""
+    text = (
+        f"Projecting the harmless mean out of the directions {helps}{costs}. The matched difference of means: {next(iter(found.values()))}."
+    )
     test = "test_the_harmless_mean_is_blamed_only_where_its_loss_helps"
     return Claim("(f) Is it the harmless mean?", text, "contrast_causes", test, {**found, **drift})
 
@@ -396,13 +439,14 @@ SHARES = {0.0: U, 0.25: "mixed/0.25", 0.5: "mixed/0.5", 0.75: "mixed/0.75", 1.0:
 
 def mixture(rows: Sequence[Row]) -> Claim:
     """More on-topic prompts in the baseline: the dose between both contrasts, each organism against its own unmatched arm."""
-    found = {f"{share:g}": gap(rows, refusal(arm, ALONE), refusal(U, ALONE)) for share, arm in SHARES.items() if share}
+    found = {
+        f"share {share:g} less share 0, alone": gap(rows, refusal(arm, ALONE), refusal(U, ALONE))
+        for share, arm in reversed(SHARES.items())
+        if share
+    }
     doses = [(share, _number(minus(refusal(arm, ALONE), refusal(U, ALONE))(row))) for row in rows for share, arm in SHARES.items()]
-    per = "; ".join(f"{share} {g}" for share, g in found.items())
-    text = (
-        f"Refusals by the share of on-topic prompts in what is subtracted, less those at share 0, {WAYS[ALONE]}: {per}. "
-        f"{_trend(doses, 'share of on-topic prompts', 'the more on-topic prompts, the {} it does')}"
-    )
+    trend = _trend(doses, "the share of on-topic prompts", "the more on-topic prompts, the {} it does")
+    text = f"Refusals against an organism's own unmatched arm, one layer at a time: {trend}"
     return Claim("How much of it must be matched?", text, "contrast_causes", "test_the_dose_of_matching_is_told_by_its_trend", found)
 
 
@@ -410,14 +454,18 @@ CONTROLS = {"unmatched/random": U, "unmatched/random_classes": "unmatched/class_
 
 
 def controls(rows: Sequence[Row]) -> Claim:
-    found = {f"{arm} {way}": gap(rows, refusal(arm, way), refusal(of, way)) for arm, of in CONTROLS.items() for way in WAYS}
+    found = {f"{arm} less {of}, {way}": gap(rows, refusal(arm, way), refusal(of, way)) for way in WAYS for arm, of in CONTROLS.items()}
     weak = [name for name, g in found.items() if g.verdict != "higher"]
     told = (
-        "leave more refusals than what they are the control of" if not weak else f"are NOT told from what they control in {', '.join(weak)}"
+        "leave more refusals than what they are the control of" if not weak else f"are NOT told from what they control ({'; '.join(weak)})"
     )
-    left = "; ".join(f"{arm} {fails(rows, arm, EVERYWHERE)} everywhere, {fails(rows, arm, ALONE)} alone" for arm in CONTROLS)
-    text = f"Random directions of the same number {told} ({'; '.join(f'{name} {g}' for name, g in found.items())}). They fail on: {left}."
+    left = "; ".join(f"{arm} on {fails(rows, arm, EVERYWHERE)} everywhere and {fails(rows, arm, ALONE)} alone" for arm in CONTROLS)
+    text = f"Random directions of the same number {told}. They fail: {left}."
     return Claim("Would any direction have done?", text, "contrast_causes", "test_controls_must_fail", found)
+
+
+def _sentences(parts: Sequence[str]) -> str:
+    return " ".join(f"{part[0].upper()}{part[1:]}." for part in parts)
 
 
 PROPOSED = {
@@ -432,40 +480,36 @@ PROPOSED = {
 def proposals(rows: Sequence[Row]) -> list[Claim]:
     """Return a claim for each proposed baseline: against both parents, refusals one layer at a time and KL at equal refusal."""
     rescaled = gap(rows, refusal(M, ALONE), refusal(f"{M}/raw_norm", ALONE))
-    better = {"higher": "is worse than with", "lower": "is better than with", "alike": "does as with", "open": "is not told from that with"}
+    better = {"higher": "worse than", "lower": "better than", "alike": "as", "open": "not shown to do other than"}
+    text = (
+        "The matched direction at the unmatched norm is what an edit at norm 1 makes of it. One layer at a time it does "
+        f"{better[rescaled.verdict]} with its own norm ({rescaled})."
+    )
+    test = "test_a_proposal_wins_only_where_it_does"
     first = Claim(
         "The open question: unmatched magnitude, matched purity",
-        f"The matched direction at the unmatched norm, which is what an edit at norm 1 makes of it, {better[rescaled.verdict]} "
-        f"its own norm, one layer at a time: {rescaled}.",
+        text,
         "contrast_proposals",
-        "test_a_proposal_wins_only_where_it_does",
-        {"rescaled": rescaled},
+        test,
+        {"matched at unmatched norm less at its own, alone": rescaled},
     )
     return [first, *(_proposal(rows, name, label) for name, label in PROPOSED.items())]
 
 
 def _proposal(rows: Sequence[Row], name: str, label: str) -> Claim:
-    arm, found = f"proposed/{name}", {}
+    arm, found = f"proposed/{name}", dict[str, Gap]()
     for parent in (U, M):
         baseline = parent.split("/")[0]
-        found[f"{baseline} alone"] = gap(rows, refusal(arm, ALONE), refusal(parent, ALONE))
-        found[f"{baseline} everywhere"] = gap(rows, refusal(arm), refusal(parent))
-        found[f"{baseline} KL"] = gap(rows, log_matched_kl(arm), log_matched_kl(parent), "log KL")
-    verdicts = {key: g.verdict for key, g in found.items()}
-    worse, better = ([k for k, v in verdicts.items() if v == word] for word in ("higher", "lower"))
-    beaten = {b for b in ("unmatched", "matched") if any(k.startswith(b) for k in better) and not any(k.startswith(b) for k in worse)}
-    told = (
-        "beats both parents"
-        if len(beaten) == 2
-        else f"beats {beaten.pop()} only"
-        if beaten
-        else "is worse than a parent"
-        if worse
-        else "beats neither parent"
-    )
-    parts = "; ".join(f"{key} {g}" for key, g in found.items())
+        found[f"against {baseline}, alone"] = gap(rows, refusal(arm, ALONE), refusal(parent, ALONE))
+        found[f"against {baseline}, everywhere"] = gap(rows, refusal(arm), refusal(parent))
+        found[f"against {baseline}, KL at 5 % refusals"] = gap(rows, log_matched_kl(arm), log_matched_kl(parent), "log KL")
+    sides = {b: {g.verdict for key, g in found.items() if key.startswith(f"against {b},")} for b in ("unmatched", "matched")}
+    beaten = [b for b, verdicts in sides.items() if "lower" in verdicts and "higher" not in verdicts]
+    worse = [b for b, verdicts in sides.items() if "higher" in verdicts]
+    told = "beats both parents" if len(beaten) == 2 else f"beats {beaten[0]} only" if beaten else "beats neither parent"
+    told += f", and is worse than {' and '.join(worse)}" if worse else ""
     reached = sum(row["arms"][arm][EVERYWHERE]["matched_kl"] is not None for row in rows)
-    text = f"`{name}` ({label}) {told}. Against {parts}. It gets down to 5 % refusals everywhere on {reached} of {len(rows)} organisms."
+    text = f"`{name}` ({label}) {told}; everywhere it gets down to 5 % refusals on {reached} of {len(rows)} organisms."
     return Claim(f"Proposal: {name}", text, "contrast_proposals", "test_a_proposal_wins_only_where_it_does", found)
 
 

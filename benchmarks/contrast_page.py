@@ -6,7 +6,23 @@ from typing import Any
 
 import altair as alt
 import vl_convert
-from contrast_claims import ALONE, EVERYWHERE, FAILS, LEAST_KL, TESTS, WAYS, Claim, Gap, M, Row, U, claims, first_tuned, interval
+from contrast_claims import (
+    ALONE,
+    EVERYWHERE,
+    FAILS,
+    LEAST_KL,
+    TESTS,
+    WAYS,
+    Claim,
+    Gap,
+    M,
+    Row,
+    U,
+    claims,
+    first_tuned,
+    interval,
+    norm_ratios,
+)
 
 from resect.artifacts import write_text
 from resect.evaluation.statistics import holm
@@ -49,43 +65,38 @@ TABLED = (
 COLOURS = {"unmatched": "#b45309", "matched": "#1d4ed8"}
 
 
-def publish(rows: Sequence[Row], *, planned: int, docs: Path) -> dict[str, Any]:
-    """Write page and figures, and return the gaps of every claim."""
+def publish(rows: Sequence[Row], *, planned: int, seeds: int, docs: Path) -> dict[str, Any]:
+    """Write page and figures, and return the gaps of every claim; `planned` organisms are as many for each of the seeds."""
     told = claims(rows)
     for name, chart in figures(rows, told).items():
         spec = configure(chart).to_dict()
         spec["config"]["background"] = "#ffffff"
         write_text(docs / "figures" / f"contrast_{name}.svg", vl_convert.vegalite_to_svg(spec) + "\n")
-    write_text(docs / "contrast.md", page(rows, told, planned=planned))
+    write_text(docs / "contrast.md", page(rows, told, planned=planned, seeds=seeds))
     return {claim.question: {name: vars(g) for name, g in claim.gaps.items()} for claim in told}
 
 
-def page(rows: Sequence[Row], told: Sequence[Claim], *, planned: int) -> str:
+def page(rows: Sequence[Row], told: Sequence[Claim], *, planned: int, seeds: int) -> str:
     """Return the whole page."""
-    return (
-        "\n\n".join(
-            [
-                "# Does topic-matched contrast fail?",
-                _opening(rows, planned),
-                "## Answers",
-                *(_answer(claim, before) for claim, before in zip(told, [None, *told], strict=False)),
-                "## Who fails under which condition",
-                *_tables(rows),
-                "## The organisms",
-                _organisms(rows),
-                "## Every claim, its figure, its test and its command",
-                _claims_table(told),
-            ]
-        )
-        + "\n"
-    )
+    parts = [
+        "# Does topic-matched contrast fail?",
+        _opening(rows, planned, seeds),
+        "## Answers",
+        *(_answer(claim, shown={c.figure for c in told[:i]}) for i, claim in enumerate(told)),
+        "## Who fails under which condition",
+        *_tables(rows),
+        "## The organisms",
+        _organisms(rows),
+        "## Every claim, its figure, its test and its command",
+        _claims_table(told),
+    ]
+    return "\n\n".join(parts) + "\n"
 
 
-def _opening(rows: Sequence[Row], planned: int) -> str:
+def _opening(rows: Sequence[Row], planned: int, planned_seeds: int) -> str:
     n = rows[0]["n"]
     seeds = sorted({row["seed"] for row in rows})
-    cells = {(row["architecture"], row["topic"]) for row in rows}
-    full = [s for s in seeds if sum(row["seed"] == s for row in rows) == len(cells)]
+    full = [s for s in seeds if sum(row["seed"] == s for row in rows) == planned // planned_seeds]
     missing = (
         ""
         if len(rows) == planned
@@ -97,8 +108,8 @@ def _opening(rows: Sequence[Row], planned: int) -> str:
     return (
         f"Written by `{COMMAND}`; the wording around the numbers is chosen by the code from the tests named below. It rests on "
         f"{len(rows)} organisms: seeds {', '.join(map(str, seeds))} (none was looked at while the language was made), "
-        f"{len({row['architecture'] for row in rows})} architectures, {len({row['topic'] for row in rows})} topic strengths; complete are "
-        f"the seeds {', '.join(map(str, full)) or 'none'}.{missing}\n\n"
+        f"{len({row['architecture'] for row in rows})} architectures, {len({row['topic'] for row in rows})} topic strengths; of each "
+        f"seed {planned // planned_seeds} are planned, and complete are: {', '.join(map(str, full)) or 'none'}.{missing}\n\n"
         "The claim under test is that of arXiv 2603.22061: with harmless prompts on the topics of the harmful ones, directions are inert; "
         f"with unmatched ones they work. Directions are made from {n['extract']} harmful prompts and as many matched and unmatched ones. "
         f"Each is tried from every layer, the layer is chosen on {n['harmful_validation']} + {n['harmless_validation']} validation prompts "
@@ -106,16 +117,20 @@ def _opening(rows: Sequence[Row], planned: int) -> str:
         "layer's directions are taken out of what all layers write, at weight 1. *Alone*: "
         "they are taken out of what their own layer writes, at "
         f"weight 1.2, the paper's largest. Before layer {first_tuned(rows)} safety tuning changed nothing, so only the two plain arms are "
-        "tried there. An organism is one unit: gaps are paired over organisms (Student's 95 % interval, exact sign-flip test); *alike* "
-        "means that the interval lies within 10 points, or a factor of 1.5 in KL. Organisms are tiny models of an invented language; "
+        "tried there. An organism is one unit: gaps are paired over organisms (Student's 95 % interval, exact sign-flip test). *Higher* "
+        "and "
+        "*lower* ask both for it, *alike* means that the interval lies within 10 points or a factor of 1.5 in KL, and *open* is the rest. "
+        "Failing "
+        f"is leaving more than {FAILS:.0%} of the refusals. Organisms are tiny models of an invented language; "
         "what holds here may not hold on a model that people use."
     )
 
 
-def _answer(claim: Claim, before: Claim | None) -> str:
-    heading = f"### {claim.question}\n\n" if not claim.question.startswith("Proposal") else ""
-    figure = "" if before is not None and before.figure == claim.figure else f"\n\n![{claim.question}](figures/{claim.figure}.svg)"
-    return f"{heading}{claim.text}{figure}"
+def _answer(claim: Claim, shown: set[str]) -> str:
+    figure = [] if claim.figure in shown else [f"![{claim.question}](figures/{claim.figure}.svg)"]
+    body = [(name, g.shown(g.value), g.span, f"{g.p:.2g}", str(g.n), g.verdict) for name, g in claim.gaps.items()]
+    table = _grid(("gap", "value", "95 % interval", "p", "n", "reading"), body)
+    return "\n\n".join([f"### {claim.question}", claim.text, *figure, table])
 
 
 def _tables(rows: Sequence[Row]) -> Iterator[str]:
@@ -151,21 +166,20 @@ def _organisms(rows: Sequence[Row]) -> str:
 
 
 def _organism(row: Row, names: Iterable[str]) -> tuple[str, ...]:
-    ratios = [m / u for m, u in zip(row["geometry"]["norm_matched"], row["geometry"]["norm_unmatched"], strict=True)]
+    ratios = norm_ratios(row)
     recovery = ", ".join(f"{row['arms'][arm][EVERYWHERE]['recovery']:.0%}" for arm in (U, M))
     quality = (f"{row['quality'][name]:.1%}" for name in names)
     return (row["name"], *quality, f"{row['foreign_refusal']:.0%}", ", ".join(f"{r:.2g}" for r in ratios), recovery)
 
 
 def _claims_table(told: Sequence[Claim]) -> str:
-    """Return the table of claims; p-values are adjusted over every gap of the page (Holm)."""
-    every = [(claim, name, g) for claim in told for name, g in claim.gaps.items()]
-    adjusted = holm([g.p for _, _, g in every])
-    least = {claim.question: min(p for (c, _, _), p in zip(every, adjusted, strict=True) if c is claim) for claim in told}
+    """Return the table of claims; each stands with its first gap, and their p-values are adjusted together (Holm)."""
+    main = [next(iter(claim.gaps.values())) for claim in told]
     body = [
-        (c.question, f"[figure](figures/{c.figure}.svg)", f"`{TESTS}::{c.test}`", f"`{COMMAND}`", f"{least[c.question]:.2g}") for c in told
+        (c.question, f"[figure](figures/{c.figure}.svg)", f"`{TESTS}::{c.test}`", f"`{COMMAND}`", f"{p:.2g}")
+        for c, p in zip(told, holm([g.p for g in main]), strict=True)
     ]
-    return _grid(("question", "figure", "test of the sentence", "command", f"least p, Holm over {len(every)} gaps"), body)
+    return _grid(("question", "figure", "test of the sentence", "command", "p of its first gap, Holm over the claims"), body)
 
 
 def _grid(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:

@@ -90,15 +90,15 @@ def test_failure_is_told_from_success() -> None:
     assert told(question).count("leaves as many refusals as") == 2
     worse = told(question, setting(M, 0.9))
     assert "taken out of one layer, the matched direction leaves more refusals than" in worse.replace("T", "t")
-    assert "it fails (over 50% refusals) on 18 of 18 organisms, the unmatched one on 0 of 18" in worse
+    assert "fails on 18 of 18 organisms, the unmatched one on 0 of 18" in worse
     assert "leaves fewer refusals than" in told(question, setting(U, 0.9))
 
 
 def test_the_papers_finding_can_come_out_either_way() -> None:
     question, arm = "And in the second paper's", "matched/som/raw_norm"
-    assert "is not there with norms as they come" in told(question)
-    assert "is reproduced with norms as they come" in told(question, setting(arm, 0.9))
-    assert "is reversed with norms as they come" in told(question, setting(arm, 0.0))
+    assert "is not there (matched less unmatched, norms as they come" in told(question)
+    assert "is reproduced (matched less unmatched, norms as they come" in told(question, setting(arm, 0.9))
+    assert "is reversed (matched less unmatched, norms as they come" in told(question, setting(arm, 0.0))
 
 
 def test_layers_are_sorted_by_who_fails() -> None:
@@ -114,7 +114,7 @@ def test_layers_are_sorted_by_who_fails() -> None:
 
 
 def test_norm_is_blamed_only_where_it_costs() -> None:
-    assert "is no cause:" in told("(a)")
+    assert "small norm is no cause:" in told("(a)")
     assert "is a cause:" in told("(a)", setting(f"{M}/raw_norm", 0.9))
     assert "is no cause, it helps" in told("(a)", setting(f"{M}/raw_norm", 0.0))
 
@@ -139,9 +139,10 @@ def test_purity_is_read_from_what_tuning_added() -> None:
 
 def test_sample_sizes_are_judged_by_dealing() -> None:
     question, arm = "(b) Or", "dealt/class_means"
-    assert told(question).count("changes nothing") == 2
-    assert "costs taken out of one layer" in told(question, setting(arm, 0.9))
-    assert "gains taken out everywhere" in told(question, setting(arm, 0.0, EVERYWHERE))
+    assert told(question).count("dealing changes no refusals") == 2
+    assert "Taken out of one layer, dealing costs refusals" in told(question, setting(arm, 0.9))
+    assert "Taken out everywhere, dealing gains" in told(question, setting(arm, 0.0, EVERYWHERE))
+    assert "everywhere, is larger" in told(question, lambda row: row["arms"][arm][EVERYWHERE]["test"].update(kl=1.0))
 
 
 def test_position_compares_both_baselines() -> None:
@@ -152,16 +153,18 @@ def test_position_compares_both_baselines() -> None:
 
 
 def test_number_of_directions_is_read_for_both_baselines() -> None:
-    assert told("(d)").count("the same refusals") == 4
-    assert "matched alone, more refusals" in told("(d)", setting("matched/class_means", 0.9))
-    assert "unmatched everywhere, fewer refusals" in told("(d)", setting("unmatched/class_means", 0.0, EVERYWHERE))
+    assert told("(d)").count("the same refusals") == 2
+    assert "matched class means less one mean, alone: more refusals" in told("(d)", setting("matched/class_means", 0.9))
+    assert "unmatched class means less one mean, alone: fewer refusals" in told("(d)", setting("unmatched/class_means", 0.0))
+    assert told("(d)").count(", the same (") == 4
+    assert "matched KL, som, larger" in told("(d)", lambda row: row["arms"]["matched/som"][EVERYWHERE]["test"].update(kl=1.0))
 
 
 def test_topic_trend_is_told_by_its_interval() -> None:
     def trend(sign: float) -> Callable[[Row], None]:
         return lambda row: row["arms"][M][ALONE]["test"].update(refusal=0.5 + sign * 0.4 * row["topic"])
 
-    assert "no trend is shown" in told("(e)")
+    assert told("(e)").count("no trend is shown") == 2
     assert "the stronger the topic, the worse matched does" in told("(e)", trend(1))
     assert "the stronger the topic, the better matched does" in told("(e)", trend(-1))
     assert "refused to 90%, 50%, 10% at topic strength 0, 0.5, 1" in told("(e)")
@@ -170,7 +173,8 @@ def test_topic_trend_is_told_by_its_interval() -> None:
 def test_the_harmless_mean_is_blamed_only_where_its_loss_helps() -> None:
     assert "lowers no arm's refusals" in told("(f)")
     assert "lowers no arm's refusals" in told("(f)", setting(f"{U}/projected", 0.9))
-    assert f"helps ({U} alone)" in told("(f)", setting(f"{U}/projected", 0.0))
+    assert f"helps ({U} projected less plain, alone" in told("(f)", setting(f"{U}/projected", 0.0))
+    assert f"costs ({U} projected less plain, alone" in told("(f)", setting(f"{U}/projected", 0.9))
 
 
 def test_the_dose_of_matching_is_told_by_its_trend() -> None:
@@ -187,7 +191,7 @@ def test_controls_must_fail() -> None:
     assert "are NOT told from what they control" in told("Would any")
     failing = both(*(setting(arm, 0.9, way) for arm in arms for way in (EVERYWHERE, ALONE)))
     assert "leave more refusals than what they are the control of" in told("Would any", failing)
-    assert "unmatched/random 18 of 18 everywhere" in told("Would any", failing)
+    assert "unmatched/random on 18 of 18 everywhere" in told("Would any", failing)
 
 
 def test_a_proposal_wins_only_where_it_does() -> None:
@@ -195,10 +199,10 @@ def test_a_proposal_wins_only_where_it_does() -> None:
     assert "beats neither parent" in told(question)
     assert "beats both parents" in told(question, setting(arm, 0.0))
     assert "beats unmatched only" in told(question, both(setting(arm, 0.0), setting(M, 0.0)))
-    assert "is worse than a parent" in told(question, setting(arm, 0.9))
+    assert "beats neither parent, and is worse than unmatched and matched" in told(question, setting(arm, 0.9))
     assert "on 0 of 18 organisms" in told(question, lambda row: row["arms"][arm][EVERYWHERE].update(matched_kl=None))
-    assert "is better than with its own norm" in told("The open question", setting(f"{M}/raw_norm", 0.9))
-    assert "is worse than with its own norm" in told("The open question", setting(f"{M}/raw_norm", 0.0))
+    assert "does better than with its own norm" in told("The open question", setting(f"{M}/raw_norm", 0.9))
+    assert "does worse than with its own norm" in told("The open question", setting(f"{M}/raw_norm", 0.0))
 
 
 def test_intervals_are_students_and_the_sign_test_is_exact() -> None:
@@ -219,6 +223,8 @@ def test_few_organisms_are_open_and_missing_values_leave_the_pair_out() -> None:
     assert gap(rows, refusal(M, ALONE), refusal(U, ALONE)).verdict == "higher"
     assert gap(rows, refusal(M, ALONE), lambda row: None if row["seed"] == 3 else 0.0).n == 12
     assert Gap(0.1, -0.3, 0.5, 0.5, 9).verdict == "open"
+    assert Gap(0.3, 0.2, 0.4, 0.04, 9).verdict == "higher"
+    assert Gap(0.3, 0.2, 0.4, 0.06, 9).verdict == "open"  # both tests are asked for
     assert gap(rows, lambda _row: None, refusal(M)).n == 0
 
 
@@ -235,15 +241,17 @@ def test_every_claim_names_a_test_here_and_a_figure_that_is_drawn() -> None:
 
 def test_the_page_says_what_is_missing_and_bolds_who_fails(tmp_path: Path) -> None:
     rows = planted(setting(M, 0.9))
-    summary = contrast_page.publish(rows, planned=18, docs=tmp_path)
+    summary = contrast_page.publish(rows, planned=18, seeds=3, docs=tmp_path)
     text = (tmp_path / "contrast.md").read_text(encoding="utf-8")
     assert "missing" not in text
     line = next(line for line in text.split("Taken out of one layer:\n")[1].splitlines() if line.startswith(f"| `{M}` |"))
     assert line.count("**") == 2 * 7
     assert set(summary) == {claim.question for claim in claims(rows)}
     assert {p.name for p in (tmp_path / "figures").iterdir()} == {f"{claim.figure}.svg" for claim in claims(rows)}
-    contrast_page.publish(rows[:7], planned=18, docs=tmp_path)
-    assert "11 of the 18 planned organisms are missing" in (tmp_path / "contrast.md").read_text(encoding="utf-8")
+    contrast_page.publish(rows[:7], planned=18, seeds=3, docs=tmp_path)
+    short = (tmp_path / "contrast.md").read_text(encoding="utf-8")
+    assert "11 of the 18 planned organisms are missing" in short
+    assert "complete are: 3." in short
 
 
 def test_rows_are_only_read() -> None:
