@@ -2,7 +2,7 @@
 
 An organism is one unit. A gap is the paired difference of two arms over organisms, with Student's 95 % interval and the exact sign-flip
 test. It is called higher or lower where its interval leaves out 0 and the test is below 5 %, alike where the interval lies inside a margin
-fixed beforehand (`MARGINS`), and open otherwise.
+(`MARGINS`), no higher or no lower where one end of it does, and open otherwise.
 """
 
 import math
@@ -17,7 +17,7 @@ from resect.evaluation.statistics import spearman
 
 Row = Mapping[str, Any]
 Measure = Callable[[Row], float | None]
-Verdict = Literal["higher", "lower", "alike", "open"]
+Verdict = Literal["higher", "lower", "alike", "no higher", "no lower", "open"]
 
 EVERYWHERE, ALONE = "everywhere", "alone"
 WAYS = {EVERYWHERE: "taken out everywhere", ALONE: "taken out of one layer"}
@@ -46,9 +46,12 @@ class Gap:
         if self.low is None or self.high is None:
             return "open"
         margin = MARGINS[self.unit]
-        if -margin <= self.low and self.high <= margin:
+        above, below = self.low >= -margin, self.high <= margin
+        if above and below:
             return "alike"
-        return "open" if self.p >= SURE else "higher" if self.low > 0 else "lower" if self.high < 0 else "open"
+        if self.p < SURE and (self.low > 0 or self.high < 0):
+            return "higher" if self.low > 0 else "lower"
+        return "no higher" if below else "no lower" if above else "open"
 
     def __str__(self) -> str:
         return f"{self.shown(self.value)}, {self.span}"
@@ -56,15 +59,19 @@ class Gap:
     @property
     def span(self) -> str:
         """The interval in words."""
-        return "no interval" if self.low is None or self.high is None else f"{self.shown(self.low)} to {self.shown(self.high)}"
+        return "no interval" if self.low is None or self.high is None else f"{self.number(self.low)} to {self.shown(self.high)}"
 
     def shown(self, value: float) -> str:
-        """Return a value of this gap in its unit: points of refusals, a ratio of KL, or a cosine."""
+        """Return a value of this gap with its unit: points of refusals, a ratio of KL, or a cosine."""
+        return f"{self.number(value)} points" if self.unit == "refusal" and not math.isnan(value) else self.number(value)
+
+    def number(self, value: float) -> str:
+        """Return the same without the word points; differences of rates end at 100 of them."""
         if math.isnan(value):
             return "not reached"
         if self.unit == "log KL":
-            return f"x {10**value:.2g}"
-        return f"{value:+.2f}" if self.unit == "cosine" else f"{100 * min(1.0, max(-1.0, value)):+.0f} points"
+            return f"x {10**value:,.0f}" if value >= 2 else f"x {10**value:.2g}"
+        return f"{value:+.2f}" if self.unit == "cosine" else f"{round(100 * min(1.0, max(-1.0, value))) + 0:+d}"
 
 
 @dataclass(frozen=True)
@@ -159,6 +166,8 @@ AGAINST: Mapping[Verdict, str] = {
     "higher": "leaves more refusals than",
     "lower": "leaves fewer refusals than",
     "alike": "leaves as many refusals as",
+    "no higher": "leaves no more refusals than",
+    "no lower": "leaves no fewer refusals than",
     "open": "cannot be told from",
 }
 
@@ -184,14 +193,27 @@ def claims(rows: Sequence[Row]) -> list[Claim]:
 
 def does_it_fail(rows: Sequence[Row]) -> Claim:
     found = {f"matched less unmatched, {way}": gap(rows, refusal(M, way), refusal(U, way)) for way in (ALONE, EVERYWHERE)}
+    drift = gap(rows, log_matched_kl(M), log_matched_kl(U), "log KL")
+    back = gap(rows, recovery(M), recovery(U))
     parts = [
         f"{name}, the matched direction {AGAINST[found[f'matched less unmatched, {way}'].verdict]} the unmatched one "
         f"({found[f'matched less unmatched, {way}']}) and fails on {fails(rows, M, way)} organisms, the unmatched one on "
         f"{fails(rows, U, way)}"
         for way, name in WAYS.items()
     ]
-    text = f"One difference of means at norm 1, read at the last token. {_sentences(parts)}"
-    return Claim("Does matched contrast fail?", text, "contrast_layers", "test_failure_is_told_from_success", found)
+    text = (
+        f"One difference of means at norm 1, read at the last token. {_sentences(parts)} Everywhere, at 5 % refusals, its KL is "
+        f"{KL[drift.verdict]} ({drift}); at weight 1 it gives back {_mean(rows, recovery(M)):.0%} of the helpful twin's answers, the "
+        f"unmatched "
+        f"one {_mean(rows, recovery(U)):.0%} ({back})."
+    )
+    gaps = {**found, "KL at 5 % refusals, everywhere": drift, "answers given back, everywhere": back}
+    return Claim("Does matched contrast fail?", text, "contrast_layers", "test_failure_is_told_from_success", gaps)
+
+
+def recovery(arm: str) -> Measure:
+    """Return the measure "share of the helpful twin's answers to harmful prompts given back, word for word"."""
+    return lambda row: row["arms"][arm][EVERYWHERE]["recovery"]
 
 
 def under_the_papers_protocol(rows: Sequence[Row]) -> Claim:
@@ -203,8 +225,8 @@ def under_the_papers_protocol(rows: Sequence[Row]) -> Claim:
         "at norm 1": gap(rows, refusal("matched/som", ALONE), refusal("unmatched/som", ALONE)),
         "matched made orthogonal, at norm 1": gap(rows, refusal("matched/som_svd", ALONE), refusal("unmatched/som", ALONE)),
     }
-    seen = {"higher": "is reproduced", "lower": "is reversed", "alike": "is not there", "open": "is not settled"}
-    told = [f"{seen[g.verdict]} ({name}: {g})" for name, g in found.items()]
+    seen = {"higher": "is reproduced", "lower": "is reversed", "alike": "is not there", "no higher": "is not there"}
+    told = [f"{seen.get(g.verdict, 'is not settled')} ({name}: {g})" for name, g in found.items()]
     text = (
         "Self-organising maps, one direction a class, one layer at a time, weight 1.2. The paper's finding, matched directions inert and "
         f"unmatched ones working, {told[0]}, {told[1]}, and {told[2]}. Removed jointly at norm 1, orthogonal directions span what the maps "
@@ -246,6 +268,8 @@ CAUSE: Mapping[Verdict, str] = {
     "higher": "is a cause",
     "lower": "is no cause, it helps",
     "alike": "is no cause",
+    "no higher": "is no cause",
+    "no lower": "is not shown to be a cause",
     "open": "is not shown to be a cause",
 }
 
@@ -292,7 +316,7 @@ def signal(rows: Sequence[Row]) -> Claim:
         f"harmful "
         f"prompts are {_mean(rows, later('purity_matched')):.2f} and {_mean(rows, later('purity_unmatched')):.2f} ({purity}): the matched "
         f"direction "
-        f"is {PURER[purity.verdict]}."
+        f"is {PURER.get(purity.verdict, 'not shown to be purer')}."
     )
     test = "test_noise_is_blamed_only_where_few_prompts_cost_more"
     return Claim("(b) Is it signal to noise?", text, "contrast_geometry", test, {**found, "split-half cosine": halves, "purity": purity})
@@ -300,7 +324,7 @@ def signal(rows: Sequence[Row]) -> Claim:
 
 FEW = (12, 48)
 NOISE = {**CAUSE, "lower": "is no cause: unmatched suffers more"}
-PURER = {"higher": "the purer one", "lower": "the less pure one", "alike": "as pure as the other", "open": "not shown to be purer"}
+PURER = {"higher": "the purer one", "lower": "the less pure one", "alike": "as pure as the other"}
 
 
 def loses_more(rows: Sequence[Row], variant: str, way: str) -> Gap:
@@ -315,9 +339,10 @@ def sizes(rows: Sequence[Row]) -> Claim:
         for way in (ALONE, EVERYWHERE)
     }
     drift = gap(rows, log_kl("dealt/class_means"), log_kl("unmatched/class_means"), "log KL")
-    told = {"higher": "costs refusals", "lower": "gains", "alike": "changes no refusals", "open": "is not shown to change refusals"}
+    told = {"higher": "costs refusals", "lower": "gains", "alike": "changes no refusals"}
     parts = [
-        f"{name}, dealing {told[found[f'dealt less whole, {way}'].verdict]} ({found[f'dealt less whole, {way}']})"
+        f"{name}, dealing {told.get(found[f'dealt less whole, {way}'].verdict, 'is not shown to change refusals')} "
+        f"({found[f'dealt less whole, {way}']})"
         for way, name in WAYS.items()
     ]
     text = (
@@ -329,7 +354,14 @@ def sizes(rows: Sequence[Row]) -> Claim:
     return Claim("(b) Or the smaller samples of class means?", text, "contrast_causes", test, {**found, "KL": drift})
 
 
-KL: Mapping[Verdict, str] = {"higher": "larger", "lower": "smaller", "alike": "the same", "open": "not told apart"}
+KL: Mapping[Verdict, str] = {
+    "higher": "larger",
+    "lower": "smaller",
+    "alike": "the same",
+    "no higher": "no larger",
+    "no lower": "no smaller",
+    "open": "not told apart",
+}
 
 
 def position(rows: Sequence[Row]) -> Claim:
@@ -348,13 +380,13 @@ def position(rows: Sequence[Row]) -> Claim:
         "higher": "matched suffers more",
         "lower": "unmatched suffers more",
         "alike": "both suffer alike",
-        "open": "which suffers more is open",
+        "no higher": "matched suffers no more",
     }
     parts = [
         f"{WAYS[way]}, read at `{place}` instead of the last token, refusals change by {rises[f'matched at {place} less at last, {way}']} "
         f"(matched) "
         f"and {rises[f'unmatched at {place} less at last, {way}']} (unmatched): "
-        f"{told[found[f'matched loses more than unmatched at {place}, {way}'].verdict]}"
+        f"{told.get(found[f'matched loses more than unmatched at {place}, {way}'].verdict, 'which suffers more is open')}"
         for way in WAYS
         for place in POSITIONS
     ]
@@ -376,8 +408,8 @@ def number(rows: Sequence[Row]) -> Claim:
         for method in ("class_means", "som")
         for b in ("matched", "unmatched")
     }
-    told = {"higher": "more refusals", "lower": "fewer refusals", "alike": "the same refusals", "open": "no clear difference"}
-    parts = "; ".join(f"{name}: {told[g.verdict]} ({g})" for name, g in found.items() if name.endswith(ALONE))
+    told = {"higher": "more refusals", "lower": "fewer refusals", "alike": "the same refusals", "no higher": "no more refusals"}
+    parts = "; ".join(f"{name}: {told.get(g.verdict, 'no clear difference')} ({g})" for name, g in found.items() if name.endswith(ALONE))
     costs = "; ".join(f"{name}, {KL[g.verdict]} ({g})" for name, g in drift.items())
     text = (
         f"One direction a class (six) instead of one in all leaves, one layer at a time, {parts}. What it costs everywhere, as KL at the "
@@ -480,10 +512,10 @@ PROPOSED = {
 def proposals(rows: Sequence[Row]) -> list[Claim]:
     """Return a claim for each proposed baseline: against both parents, refusals one layer at a time and KL at equal refusal."""
     rescaled = gap(rows, refusal(M, ALONE), refusal(f"{M}/raw_norm", ALONE))
-    better = {"higher": "worse than", "lower": "better than", "alike": "as", "open": "not shown to do other than"}
+    better = {"higher": "does worse than", "lower": "does better than", "alike": "does as", "no higher": "does no worse than"}
     text = (
-        "The matched direction at the unmatched norm is what an edit at norm 1 makes of it. One layer at a time it does "
-        f"{better[rescaled.verdict]} with its own norm ({rescaled})."
+        "The matched direction at the unmatched norm is what an edit at norm 1 makes of it. One layer at a time it "
+        f"{better.get(rescaled.verdict, 'is not shown to do other than')} with its own norm ({rescaled})."
     )
     test = "test_a_proposal_wins_only_where_it_does"
     first = Claim(

@@ -118,11 +118,10 @@ def _opening(rows: Sequence[Row], planned: int, planned_seeds: int) -> str:
         "they are taken out of what their own layer writes, at "
         f"weight 1.2, the paper's largest. Before layer {first_tuned(rows)} safety tuning changed nothing, so only the two plain arms are "
         "tried there. An organism is one unit: gaps are paired over organisms (Student's 95 % interval, exact sign-flip test). *Higher* "
-        "and "
-        "*lower* ask both for it, *alike* means that the interval lies within 10 points or a factor of 1.5 in KL, and *open* is the rest. "
-        "Failing "
-        f"is leaving more than {FAILS:.0%} of the refusals. Organisms are tiny models of an invented language; "
-        "what holds here may not hold on a model that people use."
+        "*lower* ask for both, *alike* means that the interval lies within 10 points (a factor of 1.5 in KL, 0.05 in cosine), *no higher* "
+        f"*no lower* that one end of it does, *open* is the rest. Failing is leaving more than {FAILS:.0%} of the refusals. Organisms are "
+        f"tiny "
+        "models of an invented language; what holds here may not hold on a model that people use."
     )
 
 

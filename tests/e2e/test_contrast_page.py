@@ -92,6 +92,9 @@ def test_failure_is_told_from_success() -> None:
     assert "taken out of one layer, the matched direction leaves more refusals than" in worse.replace("T", "t")
     assert "fails on 18 of 18 organisms, the unmatched one on 0 of 18" in worse
     assert "leaves fewer refusals than" in told(question, setting(U, 0.9))
+    assert "its KL is larger" in told(question, lambda row: row["arms"][M][EVERYWHERE].update(matched_kl=1.0))
+    assert "its KL is smaller" in told(question, lambda row: row["arms"][U][EVERYWHERE].update(matched_kl=1.0))
+    assert "gives back 0% of the helpful twin's answers" in told(question, lambda row: row["arms"][M][EVERYWHERE].update(recovery=0.0))
 
 
 def test_the_papers_finding_can_come_out_either_way() -> None:
@@ -224,7 +227,9 @@ def test_few_organisms_are_open_and_missing_values_leave_the_pair_out() -> None:
     assert gap(rows, refusal(M, ALONE), lambda row: None if row["seed"] == 3 else 0.0).n == 12
     assert Gap(0.1, -0.3, 0.5, 0.5, 9).verdict == "open"
     assert Gap(0.3, 0.2, 0.4, 0.04, 9).verdict == "higher"
-    assert Gap(0.3, 0.2, 0.4, 0.06, 9).verdict == "open"  # both tests are asked for
+    assert Gap(0.3, 0.2, 0.4, 0.06, 9).verdict == "no lower"  # both tests are asked for
+    assert Gap(-0.3, -0.4, 0.09, 0.2, 9).verdict == "no higher"
+    assert Gap(-0.02, -0.04, -0.01, 0.01, 9).verdict == "alike"  # sure and too small to matter
     assert gap(rows, lambda _row: None, refusal(M)).n == 0
 
 
