@@ -40,7 +40,24 @@ SMALL = {
     "max_new_tokens": "16",
 }
 SETTINGS = [part for name, value in SMALL.items() for part in ("--set", f"{name}={value}")]
-ADDED = {"demo": SETTINGS, "sra": [*SETTINGS, "--atoms", "atoms"], "activations": SETTINGS}
+SMALL_CONTRAST = {
+    "baselines": '["unmatched", "matched"]',
+    "methods": '["mean_difference"]',
+    "variants": "[]",
+    "weights": "[1.2]",
+    "curve_weights": "[1.2]",
+    "pair_layers": "0",
+    "extract_prompts": "40",
+    "validation_prompts": "8",
+    "test_prompts": "8",
+    "paper_prompts": "4",
+    "shares": "[]",
+    "sizes": "[]",
+    "opening_tokens": "12",
+    "max_new_tokens": "16",
+}
+CONTRAST = [part for name, value in SMALL_CONTRAST.items() for part in ("--set", f"{name}={value}")]
+ADDED = {"demo": SETTINGS, "sra": [*SETTINGS, "--atoms", "atoms"], "activations": SETTINGS, "contrast": CONTRAST}
 
 
 def blocks(language: str) -> list[str]:
@@ -54,7 +71,8 @@ def commands() -> list[list[str]]:
 
 
 def write_prompts(path: Path, prompts: PromptSet) -> None:
-    path.write_text("".join(json.dumps({"text": p.text, "category": p.category}) + "\n" for p in prompts), encoding="utf-8")
+    rows = ({"text": p.text, "category": p.category, "pair_id": p.pair_id} for p in prompts)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +84,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (place / "path" / "to" / "model").symlink_to(organism.folder / "aligned", target_is_directory=True)
     write_prompts(place / "harmful.jsonl", organism.language.harmful("extract"))
     write_prompts(place / "harmless.jsonl", organism.language.harmless("extract"))
+    write_prompts(place / "matched.jsonl", organism.language.matched("extract"))
     (place / "atoms").mkdir()
     for atom in organism.language.atoms():
         fields = {"format": atoms.FORMAT, "name": atom.name, "role": atom.role, "positive": atom.positive, "negative": atom.negative}
@@ -134,7 +153,7 @@ def test_the_readmes_commands_run_in_order(folder: Path) -> None:
     lines = [words for words in commands() if words[0] == "resect"]
     ends, shown = run_all(folder, [*lines, ["resect", "organism", "list"], ["resect", "organism", "train", "--help"]])
     assert ends == [0] * (len(lines) + 2), shown[-4000:]
-    for run in ("demo", "my-model"):
+    for run in ("demo", "my-model", "contrast"):
         assert (folder / "runs" / run / "report.html").stat().st_size > 10_000
         assert json.loads((folder / "runs" / run / "manifest.json").read_text())["format"] == "resect.run/1"
     assert (folder / "edited-model" / "README.md").is_file()
@@ -149,6 +168,9 @@ def undocumented(runs: Path) -> None:
         assert f"`{name}`" in text, f"docs/formats.md does not say what {name} is"
     study = json.loads((runs / "my-model" / "study.json").read_text())
     sample = json.loads((runs / "demo" / "samples.jsonl").read_text().splitlines()[0])
+    contrast = json.loads((runs / "contrast" / "contrast.json").read_text())
+    for field in (*contrast, *contrast["prompts"], *contrast["protocol"], *contrast["geometry"], *next(iter(contrast["arms"].values()))):
+        assert f"`{field}`" in text, f"docs/formats.md does not name {field}"
     arm = next(iter(study["arms"].values()))
     for field in (*study, *arm, *sample, *study["matched"], *study["forecast"], *study["decomposition"], *study["passes"][0]):
         assert f"`{field}`" in text, f"docs/formats.md does not name {field}"

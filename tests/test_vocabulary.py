@@ -100,30 +100,31 @@ def test_every_dependency_has_its_reason() -> None:
         assert re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", reasons), name
 
 
-def settings_table() -> str:
-    """Return the table of settings as docs/formats.md holds it, from the fields of `SRAConfig`."""
-    from resect.config import SRAConfig, dump_toml
+TABLES = {"settings": "SRAConfig", "contrast": "ContrastConfig"}
+
+
+def settings_table(name: str) -> str:
+    """Return a table of settings as docs/formats.md holds it, from the fields of a configuration."""
+    from resect import config
 
     rows = ["| setting | default | meaning |", "| --- | --- | --- |"]
-    for name, field in SRAConfig.model_fields.items():
-        value = dump_toml({name: field.default}).removeprefix(f"{name} = ").strip()
-        rows.append(f"| `{name}` | {f'`{value}`' if value else 'unset'} | {(field.description or '').replace(chr(10), ' ')} |")
+    for field_name, field in getattr(config, TABLES[name]).model_fields.items():
+        value = config.dump_toml({field_name: field.default}).removeprefix(f"{field_name} = ").strip()
+        rows.append(f"| `{field_name}` | {f'`{value}`' if value else 'unset'} | {(field.description or '').replace(chr(10), ' ')} |")
     return "\n".join(rows)
 
 
-def _between(text: str) -> tuple[str, str, str]:
-    head, start, rest = text.partition("<!-- settings -->\n")
-    table, end, tail = rest.partition("\n<!-- /settings -->")
+def _between(text: str, name: str) -> tuple[str, str, str]:
+    head, start, rest = text.partition(f"<!-- {name} -->\n")
+    table, end, tail = rest.partition(f"<!-- /{name} -->")
     assert start
     assert end
-    return head + start, table, end + tail
+    return head + start, table.rstrip("\n"), end + tail
 
 
-def test_every_setting_is_in_the_page_as_the_code_has_it() -> None:
-    from resect.config import SRAConfig
-
-    assert all(field.description for field in SRAConfig.model_fields.values())
-    assert _between(page("formats.md"))[1] == settings_table(), "run: python tests/test_vocabulary.py"
+@pytest.mark.parametrize("name", TABLES)
+def test_every_setting_is_in_the_page_as_the_code_has_it(name: str) -> None:
+    assert _between(page("formats.md"), name)[1] == settings_table(name), "run: python tests/test_vocabulary.py"
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.toml")), ids=lambda p: p.name)
@@ -184,5 +185,6 @@ def test_the_words_are_spelled_alike() -> None:
 
 
 if __name__ == "__main__":
-    before, _, after = _between(page("formats.md"))
-    (DOCS / "formats.md").write_text(before + settings_table() + after, encoding="utf-8")
+    for table in TABLES:
+        before, _, after = _between(page("formats.md"), table)
+        (DOCS / "formats.md").write_text(f"{before}{settings_table(table)}\n{after}", encoding="utf-8")

@@ -11,11 +11,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from resect import __version__, artifacts
-from resect.config import SRAConfig, dump_toml, make_config
+from resect.config import ContrastConfig, SRAConfig, StudyConfig, dump_toml, make_config
 from resect.edit.plan import EditPlan
 from resect.edit.proof import FILE as PROOF
 from resect.errors import UserError
-from resect.studies import sra
+from resect.studies import contrast, sra
+from resect.studies.contrast_inputs import ContrastInputs
 from resect.studies.inputs import StudyInputs
 from resect.studies.materials import Materials
 from resect.studies.steps import TENSORS, Steps
@@ -52,12 +53,33 @@ def run_sra(inputs: StudyInputs, config: SRAConfig, out: Path, *, on_step: Calla
     return result
 
 
-def settings(inputs: StudyInputs, config: SRAConfig) -> dict[str, Any]:
+def run_contrast(
+    inputs: ContrastInputs, config: ContrastConfig, out: Path, *, on_step: Callable[[str], None] | None = None
+) -> contrast.ContrastResult:
+    """Run the contrast study into a folder and return its result; a folder with an unfinished run of the same settings is continued.
+
+    Raises:
+        UserError: the folder holds something else, or what the study raises.
+    """
+    open_folder(out, settings(inputs, config, study="contrast"))
+    steps = Steps(out, on_step)
+    result = contrast.run(inputs, config, steps)
+    about = {"model": inputs.model.name, "model_fingerprint": inputs.model.fingerprint, "position": config.position}
+    for arm in (a for a in result.arms if not a.control):
+        found = result.recipes.of(arm).directions
+        header = {**about, "format": DIRECTIONS, "method": arm.name, "prompts": result.document["prompts"]["used"]}
+        artifacts.save_tensors(out / "directions" / f"{arm.file}.safetensors", {"vectors": found.vectors.contiguous()}, header)
+    artifacts.write_json(out / "contrast.json", result.document)
+    artifacts.write_json(out / "timings.json", {"seconds": steps.seconds, "total": round(sum(steps.seconds.values()), 3)})
+    return result
+
+
+def settings(inputs: StudyInputs | ContrastInputs, config: StudyConfig, *, study: str = "sra") -> dict[str, Any]:
     """Return what `run.toml` holds: enough to tell whether two runs are the same run."""
     return {
         "format": RUN,
         "resect": __version__,
-        "study": "sra",
+        "study": study,
         "model": inputs.model.name,
         "model_fingerprint": inputs.model.fingerprint,
         "inputs_fingerprint": inputs.fingerprint,
@@ -66,10 +88,10 @@ def settings(inputs: StudyInputs, config: SRAConfig) -> dict[str, Any]:
 
 
 def read_settings(run: Path) -> SRAConfig:
-    """Return the settings of a run folder.
+    """Return the settings of a run folder of the SRA study.
 
     Raises:
-        UserError: no run folder, or a `run.toml` that is malformed or of another version.
+        UserError: no run folder, a `run.toml` that is malformed or of another version, or another study.
     """
     path = run / "run.toml"
     if not path.is_file():
@@ -80,6 +102,8 @@ def read_settings(run: Path) -> SRAConfig:
         raise UserError(f"{path} is not valid TOML ({error}); run the study again into another folder.") from error
     if values.get("format") != RUN:
         raise UserError(f"{path} has format {values.get('format')!r}, but this version reads {RUN!r}; run the study again.")
+    if values.get("study") != "sra":
+        raise UserError(f"{run} holds a {values.get('study')} study, which has no stages; its report is made anew by the same command.")
     about = ("format", "resect", "study", "model", "model_fingerprint", "inputs_fingerprint")
     return make_config({name: value for name, value in values.items() if name not in about})
 

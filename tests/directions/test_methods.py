@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from resect.directions import METHODS, Baseline, baselines
+from resect.directions import METHODS, Baseline, Directions, baselines
 from resect.errors import UserError
 
 LAYERS, WIDTH = 2, 24
@@ -50,3 +50,21 @@ def test_needing_labels_is_said(sides):
                 method.find(harmful, baseline)
         else:
             method.find(harmful, baseline)
+
+
+def test_random_directions_have_the_norms_of_the_real_ones_and_nothing_else(sides):
+    harmful, baseline, labels = sides
+    for control, real in (("random", "mean_difference"), ("random_classes", "class_means")):
+        found, other = (METHODS[control].find(harmful, baseline, labels=labels, seed=s).vectors for s in (0, 1))
+        expected = METHODS[real].find(harmful, baseline, labels=labels).vectors
+        torch.testing.assert_close(found.norm(dim=-1), expected.norm(dim=-1))
+        assert torch.cosine_similarity(found, expected, dim=-1).abs().mean() < 0.4
+        assert not torch.equal(found, other)
+
+
+def test_the_most_important_come_first_by_layer():
+    vectors = torch.arange(6.0).reshape(2, 3, 1) + 1
+    found = Directions(vectors, "x", importance=torch.tensor([[1.0, 3, 2], [2, 2, 9]]), read=1 / vectors)
+    assert found.first(2).vectors.flatten().tolist() == [2, 3, 6, 4]
+    assert found.first(2).importance.flatten().tolist() == [3, 2, 9, 2]
+    assert torch.equal(found.first(2).read, 1 / found.first(2).vectors)

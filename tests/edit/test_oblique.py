@@ -48,3 +48,17 @@ def test_a_blind_read_direction_is_refused() -> None:
     removed, read = torch.eye(4)[:1], torch.eye(4)[1:2]
     with pytest.raises(UserError, match="does not see the one to be removed"):
         oblique_plan([Stub("a", 0)], removed, read, torch.ones(1))
+
+
+def test_several_directions_vanish_together_and_one_is_the_same_either_way() -> None:
+    removed, read = rows(0, 1, 3, 8), rows(1, 1, 3, 8)
+    edit = oblique_plan([Stub("a", 0)], removed, read, torch.ones(1)).edits[0]
+    torch.testing.assert_close(edit.c.T @ edit.u, torch.eye(3), rtol=0, atol=1e-5)
+    assert (removed[0].T - edit.u @ (edit.c.T @ removed[0].T)).norm() < 1e-5 * removed.norm()
+    unseen = rows(2, 8)
+    unseen = unseen - torch.linalg.pinv(read[0]) @ (read[0] @ unseen)
+    torch.testing.assert_close(edit.u @ (edit.c.T @ unseen), torch.zeros(8), rtol=0, atol=1e-4)
+    one = oblique_plan([Stub("a", 0)], removed[:, 0], read[:, 0], torch.ones(1))
+    assert one == oblique_plan([Stub("a", 0)], removed[:, :1], read[:, :1], torch.ones(1))
+    with pytest.raises(UserError, match="does not see the one to be removed"):
+        oblique_plan([Stub("a", 0)], removed, read[:, [0, 1, 1]], torch.ones(1))

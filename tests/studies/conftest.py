@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from resect.config import make_config
+from resect.config import make_config, make_contrast_config
 from resect.organism.shipped import load_organism
-from resect.studies import sra
+from resect.studies import contrast, sra
+from resect.studies.contrast_inputs import from_organism as from_organism_contrast
 from resect.studies.inputs import from_organism
 from resect.studies.steps import Steps
 
@@ -65,3 +66,54 @@ def picked(bench):
 def result(inputs, configured, tmp_path_factory):
     """The whole small study."""
     return sra.run(inputs, configured(), Steps(tmp_path_factory.mktemp("result")))
+
+
+CONTRAST = {
+    "baselines": ["unmatched", "matched", "paired", "other_topics", "dealt"],
+    "methods": ["mean_difference", "class_means"],
+    "extract_prompts": 42,
+    "validation_prompts": 12,
+    "test_prompts": 20,
+    "weights": [0.8, 1.2],
+    "curve_weights": [1.0, 2.0],
+    "pair_layers": 2,
+    "paper_prompts": 6,
+    "finalists": 1,
+    "audit_cells": 3,
+    "shares": [0.0, 1.0],
+    "sizes": [18],
+    "max_new_tokens": 24,
+    "opening_tokens": 12,
+}
+
+
+@pytest.fixture(scope="session")
+def contrast_config():
+    """A function: the small settings of a contrast study with changes."""
+
+    def config(**changes):
+        return make_contrast_config(CONTRAST | changes)
+
+    return config
+
+
+@pytest.fixture(scope="session")
+def contrast_inputs(organism, contrast_config):
+    return from_organism_contrast(organism, config=contrast_config())
+
+
+@pytest.fixture(scope="session")
+def desk(contrast_inputs, contrast_config, tmp_path_factory):
+    """The base observed, activations taken; not to be changed."""
+    return contrast.prepare(contrast_inputs, contrast_config(), Steps(tmp_path_factory.mktemp("desk")))
+
+
+FEW_ARMS = {"baselines": ["unmatched", "matched"], "variants": ["raw_norm", "random"], "pair_layers": 0}
+
+
+@pytest.fixture(scope="session")
+def contrasted(organism, contrast_config, tmp_path_factory):
+    """A whole contrast study of few arms: result, inputs, settings, folder."""
+    folder, config = tmp_path_factory.mktemp("contrasted"), contrast_config(**FEW_ARMS)
+    inputs = from_organism_contrast(organism, config=config)
+    return contrast.run(inputs, config, Steps(folder)), inputs, config, folder

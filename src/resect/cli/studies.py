@@ -8,6 +8,9 @@ import typer
 from resect.cli.application import app
 from resect.commands import options as o
 
+Matched = Annotated[str | None, typer.Option(help="Benign prompts on the same topics: category, and pair_id where paired.")]
+Unmatched = Annotated[str | None, typer.Option(help="Benign prompts on any topic.")]
+
 
 @app.command()
 def demo(out: o.Out = Path("runs/demo"), config: o.Config = None, settings: o.Set = [], as_json: o.Json = False) -> None:  # noqa: B006, FBT002
@@ -50,3 +53,57 @@ def sra(  # noqa: PLR0913  one parameter per option
     sources = Sources(model, harmful, harmless, tuple(atoms), tuple(questions), text, dtype, revision)
     given = study.collect(config, settings, named)
     study.run_study(sources, given, out=out, device=device, trust_remote_code=trust, as_json=as_json)
+
+
+@app.command()
+def contrast(  # noqa: PLR0913  one parameter per option
+    model: o.Model,
+    harmful: o.Harmful = None,
+    matched: Matched = None,
+    unmatched: Unmatched = None,
+    out: o.Out = Path("runs/contrast"),
+    config: o.Config = None,
+    settings: o.Set = [],  # noqa: B006
+    quick: Annotated[bool, typer.Option("--quick", help="The same questions with fewer arms and doses.")] = False,  # noqa: FBT002
+    seed: o.Seed = None,
+    position: o.Position = None,
+    no_filter: o.NoFilter = False,  # noqa: FBT002
+    dtype: o.Dtype = "auto",
+    device: o.Device = "auto",
+    revision: o.Revision = None,
+    trust: o.Trust = False,  # noqa: FBT002
+    as_json: o.Json = False,  # noqa: FBT002
+) -> None:
+    """Find out whether topic-matched contrast fails on a chat model, under which condition, and why."""
+    from resect.commands import contrast as command
+    from resect.commands import study
+
+    named = {"seed": seed, "position": study.position(position), "filter_by_behaviour": False if no_filter else None}
+    sources = command.ContrastSources(model, harmful, matched, unmatched, dtype, revision)
+    given = study.collect(config, settings, named)
+    command.run_study(sources, given, out=out, quick=quick, device=device, trust_remote_code=trust, as_json=as_json)
+
+
+@app.command()
+def recipe(  # noqa: PLR0913  one parameter per option
+    path: Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe file; recipes/ has some.")],
+    model: Annotated[str | None, typer.Option(help="Local folder or Hub id, in place of the recipe's.")] = None,
+    harmful: o.Harmful = None,
+    harmless: o.Harmless = None,
+    matched: Matched = None,
+    unmatched: Unmatched = None,
+    out: o.Out = Path("runs/recipe"),
+    settings: o.Set = [],  # noqa: B006
+    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16, in place of the recipe's.")] = None,
+    device: o.Device = "auto",
+    revision: o.Revision = None,
+    trust: o.Trust = False,  # noqa: FBT002
+    as_json: o.Json = False,  # noqa: FBT002
+) -> None:
+    """Run a study that is written down in one file; options fill in what the file leaves open."""
+    from resect.commands import recipe as command
+
+    given = {"model": model, "revision": revision, "dtype": dtype}
+    given |= {"harmful": harmful, "harmless": harmless, "matched": matched, "unmatched": unmatched}
+    found = command.read_recipe(path)
+    command.run_recipe(found, given, settings, out=out, device=device, trust_remote_code=trust, as_json=as_json)

@@ -60,7 +60,7 @@ class Sources:
                 )
             organism = open_organism(self.model)
             return lambda: from_organism(organism, config=config)
-        harmful, harmless = (_needed(source, name) for source, name in ((self.harmful, "harmful"), (self.harmless, "harmless")))
+        harmful, harmless = (needed(source, name) for source, name in ((self.harmful, "harmful"), (self.harmless, "harmless")))
         atoms = _atoms(self.atoms)
         questions = _question_files(self.questions)
         texts = load_prompts(self.text, name="text").texts if self.text else ()
@@ -111,7 +111,15 @@ def open_model(model: str, **load: Any) -> ChatModel:
     return open_organism(model).aligned() if names_organism(model) else load_model(model, **load)
 
 
-def _needed(source: str | None, name: str) -> PromptSet:
+def check_architecture(model: ChatModel, wanted: str | None) -> None:
+    """Check that a model is of the architecture that a recipe is for; raises `UserError` if it is another."""
+    found = type(model.network).__name__
+    if wanted is not None and found != wanted:
+        raise UserError(f"The recipe is for {wanted} and the model is a {found}; give the model it is for, or write another recipe.")
+
+
+def needed(source: str | None, name: str) -> PromptSet:
+    """Return the prompts of an option that must be given; raises `UserError` if it is not, or what `load_prompts` raises."""
     if source is None:
         raise UserError(f"--{name} is missing; give a prompt file (jsonl, csv, parquet, txt) or a Hub id owner/name:split:column.")
     return load_prompts(source, name=name)

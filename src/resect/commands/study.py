@@ -8,7 +8,7 @@ from typing import Any, get_args
 from resect import artifacts
 from resect.activations import Named
 from resect.commands import console
-from resect.commands.inputs import Sources, open_run
+from resect.commands.inputs import Sources, check_architecture, open_run
 from resect.config import SRAConfig, load_config, make_config
 from resect.errors import UserError, unknown_name
 from resect.report.build import build_report
@@ -64,15 +64,26 @@ def position(text: str | None) -> str | int | None:
 
 
 def run_study(
-    sources: Sources, given: dict[str, Any], *, out: Path, device: str = "auto", trust_remote_code: bool = False, as_json: bool = False
+    sources: Sources,
+    given: dict[str, Any],
+    *,
+    out: Path,
+    device: str = "auto",
+    trust_remote_code: bool = False,
+    as_json: bool = False,
+    architecture: str | None = None,
 ) -> None:
-    """Run the study into a folder with its report, and show the table, the forecast and what the gain is made of."""
+    """Run the study into a folder with its report, and show the table, the forecast and what the gain is made of.
+
+    `architecture` is what the model has to be, where a recipe says so.
+    """
     config = resolve(sources, given)
     console.quiet_libraries()
     load = sources.prepare(config, device=device, trust_remote_code=trust_remote_code)
     with console.progress("SRA study", total=16 + 3 * len(config.arms) + len(config.lam_sweep)) as step:
         step("loading")
         inputs = load()
+        check_architecture(inputs.model, architecture)
         open_run(sources, inputs, config, out)
         result = run_sra(inputs, config, out, on_step=step)
         step("report")

@@ -13,6 +13,20 @@ BASELINES = ("unmatched", "matched", "paired", "other_topics", "dealt")
 VARIANTS = ("raw_norm", "projected", "topic_free", "sequential", "fewer", "random")
 """Every control of an arm: what is done to its directions, or in their place."""
 
+ORGANISM: dict[str, Any] = {"max_new_tokens": 32, "opening_tokens": 12, "validation_prompts": 30}
+"""Settings of organisms: they have six layers and answer in a few words."""
+QUICK: dict[str, Any] = {
+    "baselines": ["unmatched", "matched", "paired"],
+    "methods": ["mean_difference", "som"],
+    "validation_prompts": 20,
+    "pair_layers": 0,
+    "curve_weights": [0.5, 1.0, 1.5],
+    "shares": [0.0, 0.5, 1.0],
+    "sizes": [16, 64],
+    "audit_cells": 4,
+}
+"""Settings of a study in a minute or two: the same questions with fewer arms, layers and doses."""
+
 
 class ContrastConfig(StudyConfig):
     """The settings of `resect contrast`. Where the paper prints no value there is an option here, never an assumption."""

@@ -15,35 +15,36 @@ GAIN_FLOOR = 1e-3
 
 def oblique_plan(
     writers: Sequence[WriterLike],
-    removed: Float[Tensor, "layer d_model"],
-    read: Float[Tensor, "layer d_model"],
+    removed: Float[Tensor, "layer *direction d_model"],
+    read: Float[Tensor, "layer *direction d_model"],
     strengths: Float[Tensor, " layer"],
 ) -> EditPlan:
-    """Return the plan y' = y - gamma u (c^T y), with u = removed and c = read / (read . removed).
+    """Return the plan y' = y - gamma U (C^T y), with U = removed and C = read (U^T read)^-1: one direction a layer, or several.
 
     At gamma 1 an output along `removed` is gone, whatever else the writer says, and an output that `read` does not see is
-    untouched. With c proportional to E[y y^T]^-1 u the benign drift E[(c^T y)^2] |u|^2 is the least that removes u.
-    Behind a norm with gain g the writer adds g * y to the residual stream, so u is divided and c multiplied by g.
+    untouched. With C proportional to E[y y^T]^-1 U the benign drift E|U C^T y|^2 is the least that removes U.
+    Behind a norm with gain g the writer adds g * y to the residual stream, so U is divided and C multiplied by g.
 
     Raises:
-        UserError: if `read` is orthogonal to `removed` at an edited layer.
+        UserError: if `read` does not see all of `removed` at an edited layer.
     """
     edits = []
     for writer in writers:
         gamma = float(strengths[writer.layer])
         if gamma == 0:
             continue
-        u, c = removed[writer.layer].double(), read[writer.layer].double()
-        overlap = u @ c
-        if overlap.abs() <= 1e-9 * u.norm() * c.norm():
+        u, c = (side[writer.layer].double().reshape(-1, side.shape[-1]).T for side in (removed, read))
+        overlap = u.T @ c
+        cosines = torch.nn.functional.normalize(u, dim=0).T @ torch.nn.functional.normalize(c, dim=0)
+        if torch.linalg.svdvals(cosines).min() <= 1e-9:
             raise UserError(
                 f"The direction that reads layer {writer.layer} does not see the one to be removed; set the strength of that layer to 0."
             )
-        c = c / overlap
+        c = torch.linalg.solve(overlap.T, c.T).T
         if writer.gain is not None:
-            gain = writer.gain.detach().cpu().double()
+            gain = writer.gain.detach().cpu().double()[:, None]
             u, c = _divide(u, gain), c * gain
-        edits.append(WriterEdit(writer.name, u[:, None].float(), c[:, None].float(), gamma))
+        edits.append(WriterEdit(writer.name, u.float().contiguous(), c.float().contiguous(), gamma))
     return EditPlan(tuple(edits))
 
 

@@ -57,8 +57,10 @@ class Prefix:
         with ExitStack() as stack:
             self._watch(stack)
             for index, block in enumerate(self.model.blocks[:layer]):
+                # Models spread over devices have a forward of their own on each block.
+                own = vars(block).get("forward")
+                stack.callback(delattr, block, "forward") if own is None else stack.callback(setattr, block, "forward", own)
                 block.forward = stand_in(index, block.forward)
-                stack.callback(delattr, block, "forward")
             yield
 
     def _watch(self, stack: ExitStack) -> None:
@@ -66,7 +68,8 @@ class Prefix:
 
         def note(_module: nn.Module, _args: Any, kwargs: dict[str, Any]) -> None:
             ids, mask = kwargs.get("input_ids"), kwargs.get("attention_mask")
-            known = ids is not None and mask is not None and not kwargs.get("use_cache")
-            self._now = (tuple(ids.shape), torch.stack([ids, mask]).cpu().numpy().tobytes()) if known else None
+            self._now = None
+            if ids is not None and mask is not None and not kwargs.get("use_cache"):
+                self._now = tuple(ids.shape), torch.stack([ids, mask]).cpu().numpy().tobytes()
 
         stack.callback(self.model.network.register_forward_pre_hook(note, with_kwargs=True).remove)

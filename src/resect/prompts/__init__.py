@@ -1,6 +1,7 @@
 """Prompts as values: load, split, check. Rendering to tokens lives in `models/chat.py`."""
 
 from resect.prompts.loading import TEXT_COLUMNS, load_prompts
+from resect.prompts.pairs import pair_ids
 from resect.prompts.splits import NearDuplicate, check_disjoint, near_duplicates, split_by_hash
 from resect.prompts.values import Prompt, PromptSet
 
@@ -12,5 +13,6 @@ __all__ = [
     "check_disjoint",
     "load_prompts",
     "near_duplicates",
+    "pair_ids",
     "split_by_hash",
 ]

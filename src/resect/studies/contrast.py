@@ -26,6 +26,8 @@ from resect.studies.lab import Lab
 from resect.studies.steps import Steps
 
 FORMAT = "resect.contrast/1"
+PLACES = ("any", "single")
+"""Where an arm's cell is chosen: anywhere, or among those that edit one layer."""
 PAPER_VARIANTS = (PLAIN, "raw_norm")
 """Variants that are read by the paper's protocol: the paper does not say whether its directions have norm 1."""
 
@@ -75,15 +77,16 @@ def run(inputs: ContrastInputs, config: ContrastConfig, steps: Steps) -> Contras
         UserError: see `behaviour.observe`, `contrast_arms.arms`, `contrast_materials.gather_sides` and the direction methods.
     """
     desk = prepare(inputs, config, steps)
-    grids = {arm.name: steps.json(f"grid_{_file(arm)}", lambda a=arm: _grid(desk, a)) for arm in desk.arms}
+    grids = {arm.name: steps.json(f"grid_{arm.file}", lambda a=arm: _grid(desk, a)) for arm in desk.arms}
     base = steps.json("panel", lambda: read_panel(desk.screen, EditPlan(())))
     for arm in desk.arms:
         if arm.variant in PAPER_VARIANTS:
-            grids[arm.name] = steps.json(f"read_{_file(arm)}", lambda a=arm: _read(desk, a, grids[a.name], base=base))
-    chosen = {arm.name: steps.json(f"choice_{_file(arm)}", lambda a=arm: _choose(desk, a, grids[a.name])) for arm in desk.arms}
-    results = {"base": steps.json("test_base", lambda: examine(desk.examiner, EditPlan(())))}
+            grids[arm.name] = steps.json(f"read_{arm.file}", lambda a=arm: _read(desk, a, grids[a.name], base=base))
+    chosen = {arm.name: steps.json(f"choice_{arm.file}", lambda a=arm: _choose(desk, a, grids[a.name])) for arm in desk.arms}
+    untouched = steps.json("test_base", lambda: examine(desk.examiner, EditPlan(())))
+    results = {"base": dict.fromkeys(PLACES, untouched)}
     for arm in desk.arms:
-        results[arm.name] = steps.json(f"test_{_file(arm)}", lambda a=arm: examine(desk.examiner, desk.plan(a, chosen[a.name])))
+        results[arm.name] = steps.json(f"test_{arm.file}", lambda a=arm: _test(desk, a, chosen[a.name]))
     return ContrastResult(_document(desk, grids, chosen, results, base=base), desk.arms, desk.recipes, desk.materials)
 
 
@@ -101,10 +104,6 @@ def prepare(inputs: ContrastInputs, config: ContrastConfig, steps: Steps) -> Des
     return Desk(inputs, behaviour, materials, Recipes(materials, config), found, make_screen(lab, behaviour), examiner, steps)
 
 
-def _file(arm: Arm) -> str:
-    return arm.name.replace("/", "_")
-
-
 def _grid(desk: Desk, arm: Arm) -> list[dict[str, Any]]:
     return screen_arm(desk.screen, desk.recipes.of(arm), pairs=not arm.control)
 
@@ -114,13 +113,24 @@ def _read(desk: Desk, arm: Arm, cells: list[dict[str, Any]], *, base: int) -> li
 
 
 def _choose(desk: Desk, arm: Arm, cells: list[dict[str, Any]]) -> dict[str, Any]:
-    return choose(desk.screen, desk.recipes.of(arm), cells)
+    """Return the best cell wherever it is, and the best that edits one layer: the paper's setting."""
+    recipe = desk.recipes.of(arm)
+    single = [cell for cell in cells if cell["kind"] == "single"]
+    return {"any": choose(desk.screen, recipe, cells), "single": choose(desk.screen, recipe, single)}
+
+
+def _test(desk: Desk, arm: Arm, cells: dict[str, Any]) -> dict[str, Any]:
+    found = {"any": examine(desk.examiner, desk.plan(arm, cells["any"]))}
+    same = all(cells["any"][key] == cells["single"][key] for key in ("layers", "weight"))
+    return found | {"single": found["any"] if same else examine(desk.examiner, desk.plan(arm, cells["single"]))}
 
 
 def _document(desk: Desk, grids: dict[str, Any], chosen: dict[str, Any], results: dict[str, Any], *, base: int) -> dict[str, Any]:
-    config, seed = desk.config, desk.config.seed
+    seed = desk.config.seed
     asked = pairs(desk.arms)
-    tests = compare(results, list(dict.fromkeys((a, b) for _, a, b in asked)), seed=seed)
+    compared = list(dict.fromkeys((a, b) for _, a, b in asked))
+    by_place = {place: {name: found[place] for name, found in results.items()} for place in PLACES}
+    tests = [row for place, found in by_place.items() for row in compare(found, compared, place, seed=seed)]
     panel = len(desk.screen.panel)
     protocol = [protocol_verdict(a.name, grids[a.name], base=base, panel=panel) for a in desk.arms if a.variant in PAPER_VARIANTS]
     return {
@@ -128,8 +138,8 @@ def _document(desk: Desk, grids: dict[str, Any], chosen: dict[str, Any], results
         "study": "contrast",
         "model": _model(desk),
         "prompts": _prompts(desk),
-        "arms": {a.name: {**described(a, config), "chosen": chosen[a.name], "count": _count(desk, a)} for a in desk.arms},
-        "evaluation": {name: summary(result, seed=seed) for name, result in results.items()},
+        "arms": {a.name: {**described(a), "order": i, "chosen": chosen[a.name], "count": _count(desk, a)} for i, a in enumerate(desk.arms)},
+        "evaluation": {name: {place: summary(found[place], seed=seed) for place in PLACES} for name, found in results.items()},
         "grids": grids,
         "protocol": {
             "panel": panel,
@@ -137,7 +147,7 @@ def _document(desk: Desk, grids: dict[str, Any], chosen: dict[str, Any], results
             "arms": protocol,
             "audit": desk.steps.json("audit", lambda: _audit(desk, grids, base=base)),
         },
-        "geometry": geometry(desk.materials, tuple(dict.fromkeys(a.baseline for a in desk.arms))),
+        "geometry": geometry(desk.materials, tuple(dict.fromkeys(a.baseline for a in desk.arms)), seed=seed),
         "capture": capture_of_pairs({a.name: desk.recipes.of(a) for a in desk.arms if a.variant == PLAIN}, desk.materials.held_out),
         "matched": desk.steps.json("matched", lambda: _matched(desk, chosen)),
         "doses": _doses(desk, grids),
@@ -191,7 +201,7 @@ def _audit(desk: Desk, grids: dict[str, Any], *, base: int) -> dict[str, Any]:
 def _matched(desk: Desk, chosen: dict[str, Any]) -> dict[str, Any]:
     """Return the KL of every plain arm that is no control at the matched refusal rate, and ratios to the unmatched baseline."""
     compared = [arm for arm in desk.arms if not arm.control]
-    traces = {arm.name: desk.steps.json(f"curve_{_file(arm)}", lambda a=arm: _trace(desk, a, chosen[a.name])) for arm in compared}
+    traces = {arm.name: desk.steps.json(f"curve_{arm.file}", lambda a=arm: _trace(desk, a, chosen[a.name]["any"])) for arm in compared}
     ratios = [(a, b) for question, a, b in pairs(compared) if question in ("matched", "paired")]
     base = [v == "refuse" for v in desk.behaviour.harmful["test"].verdicts]
     found = curves.matched(traces, base=base, refusal=desk.config.matched_refusal, pairs=ratios, seed=desk.config.seed)

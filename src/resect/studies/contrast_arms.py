@@ -17,7 +17,7 @@ from resect.directions import METHODS, Baseline, Directions, mean_difference
 from resect.directions.som import orthogonalised
 from resect.edit.oblique import oblique_plan
 from resect.edit.plan import EditPlan, WriterLike, make_plan
-from resect.errors import UserError, unknown_name
+from resect.errors import unknown_name
 from resect.studies.contrast_materials import ContrastMaterials
 
 PLAIN = "plain"
@@ -41,6 +41,11 @@ class Arm:
     def name(self) -> str:
         """The arm's name in every file."""
         return "/".join([self.baseline, self.method, *([] if self.variant == PLAIN else [self.variant])])
+
+    @property
+    def file(self) -> str:
+        """The arm's name as a part of file names."""
+        return self.name.replace("/", "_")
 
     @property
     def control(self) -> bool:
@@ -102,7 +107,7 @@ class Recipe:
         strengths = torch.zeros(len(vectors))
         strengths[list(layers)] = weight
         if read is not None:
-            return oblique_plan(writers, vectors[:, 0], read[:, 0], strengths)
+            return oblique_plan(writers, vectors, read, strengths)
         return make_plan(writers, vectors, strengths, joint=self.joint, scales=self.scales)
 
 
@@ -153,10 +158,8 @@ def shifted(found: Directions, old: Baseline, new: Baseline, labels: Int[Tensor,
 
 
 def find(materials: ContrastMaterials, baseline: Baseline, method: str, config: ContrastConfig) -> Directions:
-    """Return a method's directions on a baseline; raises what the method raises, and for several oblique directions."""
+    """Return a method's directions on a baseline; raises what the method raises."""
     found = METHODS[method].find(materials.harmful, baseline, labels=materials.labels, seed=config.seed)
-    if found.read is not None and found.vectors.shape[1] > 1:
-        raise UserError(f"Method {method!r} finds several oblique directions a layer, which no edit here takes; use 'leace' instead.")
     return found.first(config.directions) if config.directions and METHODS[method].several else found
 
 

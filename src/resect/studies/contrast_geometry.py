@@ -8,16 +8,18 @@ from jaxtyping import Float
 from torch import Tensor
 
 from resect.cleaning.formula import row_space
-from resect.directions import Baseline, mean_of_differences
+from resect.directions import mean_of_differences
+from resect.directions.bootstrap import bootstrap
 from resect.edit.algebra import orthonormal_basis
 from resect.studies.contrast_arms import Recipe, topics
 from resect.studies.contrast_materials import ContrastMaterials
 
 
-def geometry(materials: ContrastMaterials, names: tuple[str, ...]) -> dict[str, Any]:
+def geometry(materials: ContrastMaterials, names: tuple[str, ...], *, seed: int) -> dict[str, Any]:
     """Return, layer by layer, what the baselines' differences of means are like; the unmatched one is what others are compared with."""
     found = {name: materials.baseline(name) for name in names}
     means = {name: mean_of_differences(materials.harmful, baseline).vectors[:, 0] for name, baseline in found.items()}
+    bars = {name: bootstrap(materials.harmful, baseline, seed=seed) for name, baseline in found.items()}
     reference = means.get("unmatched")
     return {
         "norms": {name: mean.norm(dim=-1).tolist() for name, mean in means.items()},
@@ -27,7 +29,8 @@ def geometry(materials: ContrastMaterials, names: tuple[str, ...]) -> dict[str, 
             if reference is not None and name != "unmatched"
         },
         "topic_part": {name: topic_part(mean, materials).tolist() for name, mean in means.items()},
-        "signal_to_noise": {name: signal_to_noise(materials.harmful, baseline).tolist() for name, baseline in found.items()},
+        "signal_to_noise": {name: error.signal_to_noise.tolist() for name, error in bars.items()},
+        "cone": {name: error.cone.tolist() for name, error in bars.items()},
         "residual_norm": materials.harmful.double().norm(dim=-1).mean(0).tolist(),
     }
 
@@ -37,26 +40,6 @@ def topic_part(direction: Float[Tensor, "layer d_model"], materials: ContrastMat
     basis = row_space(topics(materials).columns.double())
     inside = (direction.double()[:, None, :] @ basis.mT).square().sum((1, 2))
     return inside / direction.double().square().sum(-1).clamp_min(1e-300)
-
-
-def signal_to_noise(harmful: Float[Tensor, "prompt layer d_model"], baseline: Baseline) -> Float[Tensor, " layer"]:
-    """Return |r| / sigma(r) per layer, sigma^2 = tr Cov(d) / n + sum_j share_j^2 |x_j - mean of j's group|^2 m / (m - 1).
-
-    d are the per-prompt differences, whose mean is r; rows that enter every subtrahend alike form a group of m. The second term is the
-    noise of the subtrahends that the d share, 0 where every prompt has its own.
-    """
-    differences = harmful.double() - baseline.subtrahends.double()
-    mean = differences.mean(0)
-    variance = differences.var(0).sum(-1) / len(differences)
-    _, groups = torch.unique(baseline.weights, dim=1, return_inverse=True)
-    for group in groups.unique().tolist():
-        member = groups == group
-        count = int(member.sum())
-        if count > 1:
-            rows = baseline.rows[member].double()
-            scatter = (rows - rows.mean(0)).square().sum((0, 2))
-            variance = variance + float(baseline.shares[member][0]) ** 2 * scatter * count / (count - 1)
-    return mean.norm(dim=-1) / variance.sqrt().clamp_min(1e-300)
 
 
 def capture_of_pairs(recipes: Mapping[str, Recipe], held_out: Float[Tensor, "pair layer d_model"]) -> dict[str, Any]:

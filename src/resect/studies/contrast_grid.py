@@ -1,9 +1,9 @@
 """The grid of the contrast study, layers x weights, read in two steps.
 
 Screen: one forward pass over the validation prompts of both sides gives a cell its refusals by the first token and its KL, at the first
-token and teacher-forced. Whole responses are read only where the screen saw some prompt no longer begin a refusal: where every first
-token still does, every response is taken to refuse. Some of the cells so spared are read all the same, and the report says how many of
-them were judged right.
+token and teacher-forced. Whole responses are read where some prompt no longer begins a refusal, or where the edit is not all but inert:
+an edit that breaks the model leaves first tokens standing. Elsewhere every response is taken to refuse. Some of the cells so spared are
+read all the same, and the report says how many of them were judged right.
 """
 
 import random
@@ -25,6 +25,9 @@ from resect.prompts import Prompt
 from resect.studies.behaviour import Asked, Behaviour
 from resect.studies.contrast_arms import Recipe
 from resect.studies.lab import Lab
+
+INERT = 0.1
+"""Teacher-forced KL on benign prompts, in nats per token, below which an edit that moves no first token is not read further."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,6 @@ def screen_cell(screen: Screen, recipe: Recipe, place: Place, weight: float) -> 
         "kind": place.kind,
         "weight": weight,
         "refusal": sum(refused) / len(refused),
-        "panel": sum(refused[: len(screen.panel)]),
         "benign": sum(benign) / len(benign),
         "kl_first": float(drift.kl_first_token(first_rows(screen.base), first_rows(edited)).mean()),
         "kl": float(drift.kl_tokens(screen.base, edited).mean()),
@@ -146,8 +148,8 @@ def _read(screen: Screen, recipe: Recipe, cell: dict[str, Any], *, base: int) ->
 
 
 def spare(cell: dict[str, Any], panel: int, *, base: int) -> bool:
-    """Return whether the screen decides: the base refuses the whole panel, and every first token still begins a refusal."""
-    return base == panel and cell["panel"] == panel
+    """Return whether the screen decides: the base refuses the whole panel, every first token still begins a refusal, and KL is small."""
+    return base == panel and cell["refusal"] == 1 and cell["kl"] < INERT
 
 
 def audit(screen: Screen, spared: Sequence[tuple[Recipe, dict[str, Any]]], *, base: int) -> dict[str, Any]:

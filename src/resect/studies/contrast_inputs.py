@@ -12,7 +12,7 @@ from resect.models.load import ChatModel
 from resect.organism.shipped import Organism
 from resect.prompts import Prompt, PromptSet, check_disjoint, split_by_hash
 from resect.prompts.splits import similarity
-from resect.studies.inputs import SHARES, Part, Split, StudyInputs
+from resect.studies.inputs import SHARES, Split, StudyInputs
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,8 +84,7 @@ def _inputs(
 
 
 def _size(side: str, part: str, config: ContrastConfig) -> int:
-    sizes: dict[Part, int] = {"extract": config.extract_prompts, "validation": config.validation_prompts, "test": config.test_prompts}
-    size = dict[str, int](sizes)[part]
+    size = {"extract": config.extract_prompts, "validation": config.validation_prompts, "test": config.test_prompts}[part]
     return size if side == "harmful" or part == "extract" else -(-size // 2)
 
 

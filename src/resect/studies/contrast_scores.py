@@ -8,7 +8,7 @@ from resect.config import ContrastConfig
 from resect.edit.plan import EditPlan
 from resect.evaluation import drift, recovery
 from resect.evaluation.logprobs import TokenLogprobs
-from resect.evaluation.statistics import holm, mcnemar, mean_of, paired_bootstrap, rate
+from resect.evaluation.statistics import Difference, holm, mcnemar, mean_of, paired_bootstrap, rate
 from resect.evaluation.verdicts import count_verdicts, judge_markers
 from resect.generation import Response
 from resect.studies.behaviour import Behaviour
@@ -60,15 +60,17 @@ def summary(result: Mapping[str, Any], *, seed: int) -> dict[str, Any]:
     }
 
 
-def compare(results: Mapping[str, Mapping[str, Any]], pairs: Sequence[tuple[str, str]], *, seed: int) -> list[dict[str, Any]]:
+def compare(results: Mapping[str, Mapping[str, Any]], pairs: Sequence[tuple[str, str]], place: str, *, seed: int) -> list[dict[str, Any]]:
     """Return the tests of pairs of arms on the same prompts: McNemar for refusals, paired bootstrap for KL; Holm over each measure."""
     rows: list[dict[str, Any]] = []
     for a, b in pairs:
         first, second = results[a], results[b]
         refusals = paired_bootstrap([float(x) for x in first["refused"]], [float(x) for x in second["refused"]], unit="fraction", seed=seed)
-        rows.append(_row("refusal_rate", a, b, refusals.to_json(), mcnemar(first["refused"], second["refused"]), "mcnemar"))
         kl = paired_bootstrap(first["kl"], second["kl"], unit="nats per token", seed=seed)
-        rows.append(_row("kl_tokens", a, b, kl.to_json(), kl.p, "paired bootstrap"))
+        what = {"a": a, "b": b, "place": place}
+        p = mcnemar(first["refused"], second["refused"])
+        rows.append({**what, "measure": "refusal_rate", "test": "mcnemar", **_figures(refusals), "p": p})
+        rows.append({**what, "measure": "kl_tokens", "test": "paired bootstrap", **_figures(kl)})
     for measure in ("refusal_rate", "kl_tokens"):
         family = [row for row in rows if row["measure"] == measure]
         for row, p in zip(family, holm([row["p"] for row in family]), strict=True):
@@ -76,6 +78,6 @@ def compare(results: Mapping[str, Mapping[str, Any]], pairs: Sequence[tuple[str,
     return rows
 
 
-def _row(measure: str, a: str, b: str, difference: Mapping[str, Any], p: float, test: str) -> dict[str, Any]:
-    kept = {key: difference[key] for key in ("value", "low", "high")}
-    return {"measure": measure, "a": a, "b": b, "difference": kept, "p": p, "test": test, "n": difference["n"]}
+def _figures(difference: Difference) -> dict[str, Any]:
+    kept = {"value": difference.value, "low": difference.low, "high": difference.high}
+    return {"difference": kept, "p": difference.p, "n": difference.n}

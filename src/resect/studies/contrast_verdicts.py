@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from resect.config import ContrastConfig
 from resect.directions import METHODS
 from resect.studies.contrast_arms import PLAIN, RANDOM, VARIANTS, Arm
 
@@ -46,21 +45,33 @@ def _reference(arm: Arm) -> tuple[Arm | None, str]:
 
 
 def verdicts(tests: Sequence[Mapping[str, Any]], asked: Sequence[tuple[str, str, str]], results: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return an answer to every question that was tested: a sentence with the figures, its comparisons, and how many differ."""
-    by_pair = {(row["a"], row["b"]): row for row in tests if row["measure"] == "refusal_rate"}
+    """Return an answer to every question that was tested, for cells anywhere and for one layer: counts, and a sentence a comparison."""
+    found = {(row["place"], row["measure"], row["a"], row["b"]): row for row in tests}
     answers = []
-    for question, title in QUESTIONS.items():
-        rows = [by_pair[a, b] for q, a, b in asked if q == question]
-        if rows:
-            answers.append({"question": question, "title": title, **_count(rows), "sentences": [_sentence(row, results) for row in rows]})
+    for order, (question, title) in enumerate(QUESTIONS.items()):
+        compared = [(a, b) for q, a, b in asked if q == question]
+        for place in ("any", "single") if compared else ():
+            refusals, kl = ([found[place, measure, a, b] for a, b in compared] for measure in ("refusal_rate", "kl_tokens"))
+            sentences = [_sentence(r, k, results) for r, k in zip(refusals, kl, strict=True)]
+            asked_here = {"order": order, "question": question, "title": title, "place": place}
+            answers.append({**asked_here, **_count(refusals, kl), "sentences": sentences})
     return answers
 
 
-def _count(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _count(refusals: Sequence[Mapping[str, Any]], kl: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    (more, less), (drift_more, drift_less) = _split(refusals), _split(kl)
+    n = len(refusals)
+    answer = (
+        f"of {n} comparisons, {more} leave more refusals, {less} fewer, {n - more - less} are not told apart; "
+        f"{drift_more} drift more, {drift_less} less, {n - drift_more - drift_less} are not told apart"
+    )
+    return {"n": n, "more": more, "less": less, "drift_more": drift_more, "drift_less": drift_less, "answer": answer}
+
+
+def _split(rows: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
+    """Return in how many comparisons the second arm has more of the measure, and less."""
     more = sum(differs(row) and row["difference"]["value"] < 0 for row in rows)
-    less = sum(differs(row) and row["difference"]["value"] > 0 for row in rows)
-    answer = f"of {len(rows)} comparisons, {more} with more refusals left, {less} with fewer, {len(rows) - more - less} not told apart"
-    return {"n": len(rows), "more": more, "less": less, "answer": answer}
+    return more, sum(differs(row) and row["difference"]["value"] > 0 for row in rows)
 
 
 def differs(row: Mapping[str, Any]) -> bool:
@@ -68,13 +79,24 @@ def differs(row: Mapping[str, Any]) -> bool:
     return row["p_holm"] < ALPHA
 
 
-def _sentence(row: Mapping[str, Any], results: Mapping[str, Any]) -> str:
-    a, b, p = row["a"], row["b"], row["p_holm"]
-    rates = {arm: sum(results[arm]["refused"]) / len(results[arm]["refused"]) for arm in (a, b)}
-    figures = f"{b} leaves {rates[b]:.1%} of refusals, {a} {rates[a]:.1%} (n {row['n']}, p {'< 0.001' if p < 0.001 else f'{p:.3f}'})"
+def _sentence(refusals: Mapping[str, Any], kl: Mapping[str, Any], results: Mapping[str, Any]) -> str:
+    a, b, place = refusals["a"], refusals["b"], refusals["place"]
+    rates = {arm: sum(results[arm][place]["refused"]) / len(results[arm][place]["refused"]) for arm in (a, b)}
+    drifts = {arm: sum(results[arm][place]["kl"]) / len(results[arm][place]["kl"]) for arm in (a, b)}
+    return (
+        f"{b} leaves {rates[b]:.1%} of refusals, {a} {rates[a]:.1%} (n {refusals['n']}, {_p(refusals)}): {_word(refusals, 'fewer')}; "
+        f"KL {drifts[b]:.3g} against {drifts[a]:.3g} nats a token (n {kl['n']}, {_p(kl)}): {_word(kl, 'less')}."
+    )
+
+
+def _p(row: Mapping[str, Any]) -> str:
+    return "p < 0.001" if row["p_holm"] < 0.001 else f"p {row['p_holm']:.3f}"
+
+
+def _word(row: Mapping[str, Any], less: str) -> str:
     if not differs(row):
-        return f"{figures}: not told apart."
-    return f"{figures}: {'more' if rates[b] > rates[a] else 'fewer'} refusals are left."
+        return "not told apart"
+    return "more" if row["difference"]["value"] < 0 else less
 
 
 def protocol_verdict(arm: str, cells: Sequence[Mapping[str, Any]], *, base: int, panel: int) -> dict[str, Any]:
@@ -94,7 +116,7 @@ def protocol_verdict(arm: str, cells: Sequence[Mapping[str, Any]], *, base: int,
     }
 
 
-def described(arm: Arm, config: ContrastConfig) -> dict[str, Any]:
+def described(arm: Arm) -> dict[str, Any]:
     """Return what an arm is, in words."""
     variant = "" if arm.variant == PLAIN else VARIANTS[arm.variant].label
     method = METHODS[arm.method]
@@ -104,5 +126,4 @@ def described(arm: Arm, config: ContrastConfig) -> dict[str, Any]:
         "variant": arm.variant,
         "label": "; ".join(filter(None, (arm.baseline, method.label, variant))),
         "control": arm.control,
-        "directions": config.directions if method.several and config.directions else None,
     }

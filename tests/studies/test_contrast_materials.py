@@ -1,0 +1,67 @@
+import pytest
+import torch
+
+from resect.directions import mean_of_differences
+from resect.errors import UserError
+from resect.prompts import Prompt
+from resect.studies.contrast_materials import LEAST_OF_A_CATEGORY, _dealt, _with_partners
+
+
+def test_every_baseline_averages_the_rows_it_says(desk):
+    materials = desk.materials
+    of = [p.category for p in materials.benign_prompts]
+    for i, prompt in enumerate(materials.prompts):
+        used = {name: set(weights[i].nonzero().flatten().tolist()) for name, weights in materials.weights.items()}
+        on, off = set(range(materials.matched_count)), set(range(materials.matched_count, len(of)))
+        assert used["unmatched"] == off
+        assert used["matched"] == {j for j in on if of[j] == prompt.category}
+        assert used["other_topics"] == {j for j in on if of[j] != prompt.category}
+        assert {materials.benign_prompts[j].pair_id for j in used["paired"]} == {prompt.pair_id}
+        assert used["dealt"] < off
+    for weights in materials.weights.values():
+        torch.testing.assert_close(weights.sum(1).double(), torch.ones(len(materials.prompts), dtype=torch.float64))
+
+
+def test_sides_are_of_one_size(desk):
+    assert len(desk.materials.benign) == 2 * desk.materials.matched_count
+    assert len(desk.materials.harmful) == len(desk.materials.prompts) == len(desk.materials.labels)
+
+
+def test_dealt_rows_have_the_topics_as_often_as_the_matched_ones():
+    topics = ["a"] * 5 + ["b"] * 3 + ["c"]
+    dealt = _dealt(topics, 9, seed=1)
+    assert {c: dealt.count(c) for c in "abc"} == {c: pytest.approx(topics.count(c), abs=1) for c in "abc"}
+    assert _dealt(topics, 9, seed=1) == dealt
+    assert set(_dealt(topics, 3, seed=0)) == {"a", "b", "c"}
+
+
+def test_a_mixed_mean_moves_from_one_baseline_to_the_other(desk):
+    materials = desk.materials
+    ends = [mean_of_differences(materials.harmful, materials.baseline(name)).vectors for name in ("unmatched", "matched")]
+    for share, expected in ((0.0, ends[0]), (1.0, ends[1]), (0.25, 0.75 * ends[0] + 0.25 * ends[1])):
+        found = mean_of_differences(materials.harmful, materials.mixed(share)).vectors
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_topic_means_are_the_whole_difference_of_the_two_baselines(desk):
+    """r_unmatched = r_matched + a mean of the topic means, weighted by the prompts of each topic."""
+    materials = desk.materials
+    unmatched, matched = (mean_of_differences(materials.harmful, materials.baseline(b)).vectors[:, 0] for b in ("unmatched", "matched"))
+    shares = torch.bincount(materials.labels).float() / len(materials.labels)
+    torch.testing.assert_close(unmatched - matched, torch.einsum("c,lcd->ld", shares, materials.topic_means), atol=1e-4, rtol=1e-4)
+
+
+def test_prompts_whose_partner_is_gone_are_left_out_and_too_few_are_refused():
+    harmful = tuple(Prompt(f"{c}{i}", c, f"{c}{i}") for c in "abc" for i in range(6))
+    matched = tuple(p for p in harmful if p.pair_id not in {"a0", "c0", "c1", "c2", "c3", "c4"})
+    kept = _with_partners(harmful, matched, paired=True)
+    assert {p.pair_id for p in kept} == {p.pair_id for p in matched if p.category in "ab"}
+    assert sum(p.category == "c" for p in matched) < LEAST_OF_A_CATEGORY
+    assert len(_with_partners(harmful, matched, paired=False)) == 12
+    with pytest.raises(UserError, match=r"Only 5 harmful extraction prompts of 1 categories have a matched prompt"):
+        _with_partners(harmful, tuple(p for p in matched if p.category == "a"), paired=True)
+
+
+def test_held_out_pairs_are_test_prompts_and_no_others(desk, contrast_inputs):
+    partners = {p.pair_id for p in contrast_inputs.matched.test}
+    assert len(desk.materials.held_out) == sum(p.pair_id in partners for p in contrast_inputs.harmful.test)
