@@ -7,13 +7,13 @@ test. It is called higher or lower where its interval leaves out 0 and the test 
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 from scipy import stats
 
-from resect.evaluation.statistics import spearman
+from resect.evaluation.statistics import holm, spearman
 
 Row = Mapping[str, Any]
 Measure = Callable[[Row], float | None]
@@ -113,6 +113,12 @@ def gap(rows: Sequence[Row], first: Measure, second: Measure, unit: str = "refus
     return Gap(*interval(differences), sign_flip(differences), len(differences), unit)
 
 
+def family(gaps: Mapping[str, Gap]) -> dict[str, Gap]:
+    """Return the gaps that answer one question with p-values adjusted over them (Holm)."""
+    adjusted = holm([g.p for g in gaps.values()])
+    return {name: replace(g, p=p) for (name, g), p in zip(gaps.items(), adjusted, strict=True)}
+
+
 def refusal(arm: str, way: str = EVERYWHERE) -> Measure:
     """Return the measure "refusal rate on test at the layer chosen on validation"."""
     return lambda row: row["arms"][arm][way]["test"]["refusal"]
@@ -192,7 +198,7 @@ def claims(rows: Sequence[Row]) -> list[Claim]:
 
 
 def does_it_fail(rows: Sequence[Row]) -> Claim:
-    found = {f"matched less unmatched, {way}": gap(rows, refusal(M, way), refusal(U, way)) for way in (ALONE, EVERYWHERE)}
+    found = family({f"matched less unmatched, {way}": gap(rows, refusal(M, way), refusal(U, way)) for way in (ALONE, EVERYWHERE)})
     drift = gap(rows, log_matched_kl(M), log_matched_kl(U), "log KL")
     back = gap(rows, recovery(M), recovery(U))
     parts = [
@@ -218,13 +224,15 @@ def recovery(arm: str) -> Measure:
 
 def under_the_papers_protocol(rows: Sequence[Row]) -> Claim:
     """Maps, one direction a class, norms as they come, one layer at a time."""
-    found = {
-        "matched less unmatched, norms as they come": gap(
-            rows, refusal("matched/som/raw_norm", ALONE), refusal("unmatched/som/raw_norm", ALONE)
-        ),
-        "at norm 1": gap(rows, refusal("matched/som", ALONE), refusal("unmatched/som", ALONE)),
-        "matched made orthogonal, at norm 1": gap(rows, refusal("matched/som_svd", ALONE), refusal("unmatched/som", ALONE)),
-    }
+    found = family(
+        {
+            "matched less unmatched, norms as they come": gap(
+                rows, refusal("matched/som/raw_norm", ALONE), refusal("unmatched/som/raw_norm", ALONE)
+            ),
+            "at norm 1": gap(rows, refusal("matched/som", ALONE), refusal("unmatched/som", ALONE)),
+            "matched made orthogonal, at norm 1": gap(rows, refusal("matched/som_svd", ALONE), refusal("unmatched/som", ALONE)),
+        }
+    )
     seen = {"higher": "is reproduced", "lower": "is reversed", "alike": "is not there", "no higher": "is not there"}
     told = [f"{seen.get(g.verdict, 'is not settled')} ({name}: {g})" for name, g in found.items()]
     text = (
@@ -240,7 +248,7 @@ def under_the_papers_protocol(rows: Sequence[Row]) -> Claim:
 
 def where(rows: Sequence[Row]) -> Claim:
     layers = range(len(rows[0]["geometry"]["cosine"]))
-    found = {f"layer {i}": gap(rows, at_layer(M, i), at_layer(U, i)) for i in layers}
+    found = family({f"layer {i}": gap(rows, at_layer(M, i), at_layer(U, i)) for i in layers})
     means = {arm: [np.mean([at_layer(arm, layer)(row) for row in rows]) for layer in layers] for arm in (M, U)}
     only = {
         "matched fails and unmatched does not": [i for i in layers if means[M][i] > FAILS >= means[U][i]],
@@ -276,11 +284,13 @@ CAUSE: Mapping[Verdict, str] = {
 
 def norm(rows: Sequence[Row]) -> Claim:
     arms = {"difference of means": M, "class means": "matched/class_means", "maps": "matched/som"}
-    found = {
-        f"own norm less norm 1, {name}, {way}": gap(rows, refusal(f"{arm}/raw_norm", way), refusal(arm, way))
-        for way in (ALONE, EVERYWHERE)
-        for name, arm in arms.items()
-    }
+    found = family(
+        {
+            f"own norm less norm 1, {name}, {way}": gap(rows, refusal(f"{arm}/raw_norm", way), refusal(arm, way))
+            for way in (ALONE, EVERYWHERE)
+            for name, arm in arms.items()
+        }
+    )
     rest = gap(rows, refusal(f"{M}/raw_norm", ALONE), refusal(U, ALONE))
     main = next(iter(found.values()))
     text = (
@@ -297,11 +307,13 @@ def signal(rows: Sequence[Row]) -> Claim:
     def later(name: str) -> Measure:
         return lambda row: float(np.mean([row["geometry"][name][layer] for layer in layers]))
 
-    found = {
-        f"matched loses more than unmatched with {n} prompts, {way}": loses_more(rows, f"n{n}", way)
-        for way in (ALONE, EVERYWHERE)
-        for n in FEW
-    }
+    found = family(
+        {
+            f"matched loses more than unmatched with {n} prompts, {way}": loses_more(rows, f"n{n}", way)
+            for way in (ALONE, EVERYWHERE)
+            for n in FEW
+        }
+    )
     halves, purity = (gap(rows, later(f"{name}_matched"), later(f"{name}_unmatched"), "cosine") for name in ("split_half", "purity"))
     parts = [
         f"{name}, noise {NOISE[found[f'matched loses more than unmatched with {FEW[0]} prompts, {way}'].verdict]} "
@@ -334,10 +346,12 @@ def loses_more(rows: Sequence[Row], variant: str, way: str) -> Gap:
 
 
 def sizes(rows: Sequence[Row]) -> Claim:
-    found = {
-        f"dealt less whole, {way}": gap(rows, refusal("dealt/class_means", way), refusal("unmatched/class_means", way))
-        for way in (ALONE, EVERYWHERE)
-    }
+    found = family(
+        {
+            f"dealt less whole, {way}": gap(rows, refusal("dealt/class_means", way), refusal("unmatched/class_means", way))
+            for way in (ALONE, EVERYWHERE)
+        }
+    )
     drift = gap(rows, log_kl("dealt/class_means"), log_kl("unmatched/class_means"), "log KL")
     told = {"higher": "costs refusals", "lower": "gains", "alike": "changes no refusals"}
     parts = [
@@ -365,17 +379,21 @@ KL: Mapping[Verdict, str] = {
 
 
 def position(rows: Sequence[Row]) -> Claim:
-    found = {
-        f"matched loses more than unmatched at {place}, {way}": loses_more(rows, place, way)
-        for way in (EVERYWHERE, ALONE)
-        for place in POSITIONS
-    }
-    rises = {
-        f"{arm.split('/')[0]} at {place} less at last, {way}": gap(rows, refusal(f"{arm}/{place}", way), refusal(arm, way))
-        for way in (EVERYWHERE, ALONE)
-        for place in POSITIONS
-        for arm in (M, U)
-    }
+    found = family(
+        {
+            f"matched loses more than unmatched at {place}, {way}": loses_more(rows, place, way)
+            for way in (EVERYWHERE, ALONE)
+            for place in POSITIONS
+        }
+    )
+    rises = family(
+        {
+            f"{arm.split('/')[0]} at {place} less at last, {way}": gap(rows, refusal(f"{arm}/{place}", way), refusal(arm, way))
+            for way in (EVERYWHERE, ALONE)
+            for place in POSITIONS
+            for arm in (M, U)
+        }
+    )
     told = {
         "higher": "matched suffers more",
         "lower": "unmatched suffers more",
@@ -398,16 +416,20 @@ POSITIONS = ("last_user", "mean")
 
 
 def number(rows: Sequence[Row]) -> Claim:
-    found = {
-        f"{b} class means less one mean, {way}": gap(rows, refusal(f"{b}/class_means", way), refusal(f"{b}/mean_difference", way))
-        for way in (ALONE, EVERYWHERE)
-        for b in ("matched", "unmatched")
-    }
-    drift = {
-        f"{b} KL, {method}": gap(rows, log_kl(f"{b}/{method}"), log_kl(f"{b}/mean_difference"), "log KL")
-        for method in ("class_means", "som")
-        for b in ("matched", "unmatched")
-    }
+    found = family(
+        {
+            f"{b} class means less one mean, {way}": gap(rows, refusal(f"{b}/class_means", way), refusal(f"{b}/mean_difference", way))
+            for way in (ALONE, EVERYWHERE)
+            for b in ("matched", "unmatched")
+        }
+    )
+    drift = family(
+        {
+            f"{b} KL, {method}": gap(rows, log_kl(f"{b}/{method}"), log_kl(f"{b}/mean_difference"), "log KL")
+            for method in ("class_means", "som")
+            for b in ("matched", "unmatched")
+        }
+    )
     told = {"higher": "more refusals", "lower": "fewer refusals", "alike": "the same refusals", "no higher": "no more refusals"}
     parts = "; ".join(f"{name}: {told.get(g.verdict, 'no clear difference')} ({g})" for name, g in found.items() if name.endswith(ALONE))
     costs = "; ".join(f"{name}, {KL[g.verdict]} ({g})" for name, g in drift.items())
@@ -423,7 +445,9 @@ def number(rows: Sequence[Row]) -> Claim:
 def topic(rows: Sequence[Row]) -> Claim:
     strengths = sorted({row["topic"] for row in rows})
     of = {t: [row for row in rows if row["topic"] == t] for t in strengths}
-    found = {f"matched less unmatched at {t:g}, alone": gap(of[t], refusal(M, ALONE), refusal(U, ALONE)) for t in reversed(strengths)}
+    found = family(
+        {f"matched less unmatched at {t:g}, alone": gap(of[t], refusal(M, ALONE), refusal(U, ALONE)) for t in reversed(strengths)}
+    )
     advantage = [(row["topic"], _number(minus(refusal(M, ALONE), refusal(U, ALONE))(row))) for row in rows]
     difficulty = [(row["topic"], _number(refusal(M, ALONE)(row))) for row in rows]
     stronger = "the stronger the topic, the {} matched does"
@@ -450,12 +474,14 @@ def _trend(pairs: Sequence[tuple[float, float]], of: str, told: str) -> str:
 
 def harmless_mean(rows: Sequence[Row]) -> Claim:
     arms = [f"{b}/{method}" for b in ("matched", "unmatched") for method in ("mean_difference", "class_means")]
-    found = {
-        f"{arm} projected less plain, {way}": gap(rows, refusal(f"{arm}/projected", way), refusal(arm, way))
-        for way in (ALONE, EVERYWHERE)
-        for arm in arms
-    }
-    drift = {f"{arm} KL": gap(rows, log_kl(f"{arm}/projected"), log_kl(arm), "log KL") for arm in arms}
+    found = family(
+        {
+            f"{arm} projected less plain, {way}": gap(rows, refusal(f"{arm}/projected", way), refusal(arm, way))
+            for way in (ALONE, EVERYWHERE)
+            for arm in arms
+        }
+    )
+    drift = family({f"{arm} KL": gap(rows, log_kl(f"{arm}/projected"), log_kl(arm), "log KL") for arm in arms})
     lower, higher = ([name for name, g in found.items() if g.verdict == word] for word in ("lower", "higher"))
     helps = f"helps ({'; '.join(f'{name}: {found[name]}' for name in lower)})" if lower else "lowers no arm's refusals"
     costs = f", and costs ({'; '.join(f'{name}: {found[name]}' for name in higher)})" if higher else ""
@@ -470,23 +496,41 @@ SHARES = {0.0: U, 0.25: "mixed/0.25", 0.5: "mixed/0.5", 0.75: "mixed/0.75", 1.0:
 
 
 def mixture(rows: Sequence[Row]) -> Claim:
-    """More on-topic prompts in the baseline: the dose between both contrasts, each organism against its own unmatched arm."""
-    found = {
-        f"share {share:g} less share 0, alone": gap(rows, refusal(arm, ALONE), refusal(U, ALONE))
-        for share, arm in reversed(SHARES.items())
-        if share
+    """More on-topic prompts in the baseline: the dose between both contrasts."""
+    found = family(
+        {
+            f"share {share:g} less share 0, alone": gap(rows, refusal(arm, ALONE), refusal(U, ALONE))
+            for share, arm in reversed(SHARES.items())
+            if share
+        }
+    )
+    slope = gap(rows, dose_slope, nothing)
+    told = {
+        "higher": "the more on-topic prompts, the worse",
+        "lower": "the more on-topic prompts, the better",
+        "alike": "it makes no difference",
     }
-    doses = [(share, _number(minus(refusal(arm, ALONE), refusal(U, ALONE))(row))) for row in rows for share, arm in SHARES.items()]
-    trend = _trend(doses, "the share of on-topic prompts", "the more on-topic prompts, the {} it does")
-    text = f"Refusals against an organism's own unmatched arm, one layer at a time: {trend}"
-    return Claim("How much of it must be matched?", text, "contrast_causes", "test_the_dose_of_matching_is_told_by_its_trend", found)
+    text = (
+        "Refusals one layer at a time, as the share of on-topic prompts in what is subtracted rises from 0 (unmatched) to 1 (matched): "
+        f"{told.get(slope.verdict, 'no trend is shown')} (slope within an organism, over the whole range: {slope})."
+    )
+    found = {"slope over the whole range, alone": slope, **found}
+    return Claim("How much of it must be matched?", text, "contrast_causes", "test_the_dose_of_matching_is_told_by_its_slope", found)
+
+
+def dose_slope(row: Row) -> float:
+    """Return the least-squares slope of an organism's refusals over the share of on-topic prompts."""
+    refused = [refusal(arm, ALONE)(row) for arm in SHARES.values()]
+    return float(np.polyfit(list(SHARES), np.array(refused, float), 1)[0])
 
 
 CONTROLS = {"unmatched/random": U, "unmatched/random_classes": "unmatched/class_means"}
 
 
 def controls(rows: Sequence[Row]) -> Claim:
-    found = {f"{arm} less {of}, {way}": gap(rows, refusal(arm, way), refusal(of, way)) for way in WAYS for arm, of in CONTROLS.items()}
+    found = family(
+        {f"{arm} less {of}, {way}": gap(rows, refusal(arm, way), refusal(of, way)) for way in WAYS for arm, of in CONTROLS.items()}
+    )
     weak = [name for name, g in found.items() if g.verdict != "higher"]
     told = (
         "leave more refusals than what they are the control of" if not weak else f"are NOT told from what they control ({'; '.join(weak)})"
@@ -535,6 +579,7 @@ def _proposal(rows: Sequence[Row], name: str, label: str) -> Claim:
         found[f"against {baseline}, alone"] = gap(rows, refusal(arm, ALONE), refusal(parent, ALONE))
         found[f"against {baseline}, everywhere"] = gap(rows, refusal(arm), refusal(parent))
         found[f"against {baseline}, KL at 5 % refusals"] = gap(rows, log_matched_kl(arm), log_matched_kl(parent), "log KL")
+    found = family(found)
     sides = {b: {g.verdict for key, g in found.items() if key.startswith(f"against {b},")} for b in ("unmatched", "matched")}
     beaten = [b for b, verdicts in sides.items() if "lower" in verdicts and "higher" not in verdicts]
     worse = [b for b, verdicts in sides.items() if "higher" in verdicts]

@@ -114,21 +114,20 @@ def _opening(rows: Sequence[Row], planned: int, planned_seeds: int) -> str:
         f"with unmatched ones they work. Directions are made from {n['extract']} harmful prompts and as many matched and unmatched ones. "
         f"Each is tried from every layer, the layer is chosen on {n['harmful_validation']} + {n['harmless_validation']} validation prompts "
         f"and figures are from {n['harmful_test']} + {n['harmless_test']} test prompts, by the first answer token. *Everywhere*: one "
-        "layer's directions are taken out of what all layers write, at weight 1. *Alone*: "
-        "they are taken out of what their own layer writes, at "
-        f"weight 1.2, the paper's largest. Before layer {first_tuned(rows)} safety tuning changed nothing, so only the two plain arms are "
-        "tried there. An organism is one unit: gaps are paired over organisms (Student's 95 % interval, exact sign-flip test). *Higher* "
-        "*lower* ask for both, *alike* means that the interval lies within 10 points (a factor of 1.5 in KL, 0.05 in cosine), *no higher* "
-        f"*no lower* that one end of it does, *open* is the rest. Failing is leaving more than {FAILS:.0%} of the refusals. Organisms are "
-        f"tiny "
-        "models of an invented language; what holds here may not hold on a model that people use."
+        "layer's directions are taken out of what all layers write, at weight 1. *Alone*: they are taken out of what their own layer "
+        f"writes, at weight 1.2, the paper's largest. Before layer {first_tuned(rows)} safety tuning changed nothing, so only two "
+        "plain arms are tried. An organism is one unit: gaps are paired over organisms (Student's 95 % interval, exact sign-flip test, "
+        "Holm's correction within a question). "
+        "*Higher* and *lower* ask for both, *alike* means that the interval lies within 10 points (1.5 times in KL, 0.05 in cosine), "
+        f"*no higher* and *no lower* that one end does, *open* is the rest. Failing is leaving more than {FAILS:.0%} of the refusals. "
+        "Organisms are tiny models of an invented language; what holds here may not hold on a model that people use."
     )
 
 
 def _answer(claim: Claim, shown: set[str]) -> str:
     figure = [] if claim.figure in shown else [f"![{claim.question}](figures/{claim.figure}.svg)"]
     body = [(name, g.shown(g.value), g.span, f"{g.p:.2g}", str(g.n), g.verdict) for name, g in claim.gaps.items()]
-    table = _grid(("gap", "value", "95 % interval", "p", "n", "reading"), body)
+    table = _grid(("gap", "value", "95 % interval", "p (Holm)", "n", "reading"), body)
     return "\n\n".join([f"### {claim.question}", claim.text, *figure, table])
 
 

@@ -11,7 +11,7 @@ import contrast_page
 import numpy as np
 import pytest
 import torch
-from contrast_claims import ALONE, EVERYWHERE, TESTS, Gap, M, U, claims, gap, interval, refusal, sign_flip
+from contrast_claims import ALONE, EVERYWHERE, TESTS, Gap, M, U, claims, family, gap, interval, refusal, sign_flip
 from contrast_proposals import PROPOSALS, matched, rescaled, split_half, unmatched
 from scipy import stats
 
@@ -180,13 +180,14 @@ def test_the_harmless_mean_is_blamed_only_where_its_loss_helps() -> None:
     assert f"costs ({U} projected less plain, alone" in told("(f)", setting(f"{U}/projected", 0.9))
 
 
-def test_the_dose_of_matching_is_told_by_its_trend() -> None:
+def test_the_dose_of_matching_is_told_by_its_slope() -> None:
     question, shares = "How much", {"mixed/0.25": 0.4, "mixed/0.5": 0.5, "mixed/0.75": 0.6, M: 0.7}
-    assert "the more on-topic prompts, the worse it does" in told(question, both(*(setting(arm, value) for arm, value in shares.items())))
-    assert "the more on-topic prompts, the better it does" in told(
-        question, both(*(setting(arm, 0.8 - v) for arm, v in shares.items()), setting(U, 0.8))
-    )
-    assert "the worse" not in told(question, setting(U, 0.9))
+    worse = both(*(setting(arm, value) for arm, value in shares.items()))
+    assert "the more on-topic prompts, the worse (" in told(question, worse)
+    assert "+40 points" in told(question, worse)
+    falling = both(*(setting(arm, 0.8 - value) for arm, value in shares.items()), setting(U, 0.5))
+    assert "the more on-topic prompts, the better (" in told(question, falling)
+    assert "it makes no difference (" in told(question)
 
 
 def test_controls_must_fail() -> None:
@@ -229,6 +230,9 @@ def test_few_organisms_are_open_and_missing_values_leave_the_pair_out() -> None:
     assert Gap(0.3, 0.2, 0.4, 0.04, 9).verdict == "higher"
     assert Gap(0.3, 0.2, 0.4, 0.06, 9).verdict == "no lower"  # both tests are asked for
     assert Gap(-0.3, -0.4, 0.09, 0.2, 9).verdict == "no higher"
+    two = family({"a": Gap(0.3, 0.2, 0.4, 0.03, 9), "b": Gap(0.3, 0.2, 0.4, 0.9, 9)})
+    assert [g.p for g in two.values()] == pytest.approx([0.06, 0.9])
+    assert two["a"].verdict == "no lower"  # sure alone, not among two
     assert Gap(-0.02, -0.04, -0.01, 0.01, 9).verdict == "alike"  # sure and too small to matter
     assert gap(rows, lambda _row: None, refusal(M)).n == 0
 
