@@ -200,7 +200,7 @@ def _colour() -> Any:
 
 
 def _points(values: list[dict[str, Any]], y: Any) -> Any:
-    base = alt.Chart().encode(x=alt.X("layer:O", title="source layer"), color=_colour())
+    base = alt.Chart().encode(x=alt.X("layer:O", title="source layer", axis=alt.Axis(labelAngle=0)), color=_colour())
     marks = base.mark_point(size=14, opacity=0.45).encode(y=y) + base.mark_line().encode(y=alt.Y(f"mean({y.shorthand.split(':')[0]}):Q"))
     return marks, alt.Data(values=values)
 
@@ -247,7 +247,7 @@ def causes_chart(told: Sequence[Claim]) -> Any:
 
 def _forest(question: str, gaps: Mapping[str, Gap]) -> Any:
     values = [{"gap": k, "value": g.value, "low": _or(g.low, g.value), "high": _or(g.high, g.value)} for k, g in gaps.items()]
-    base = alt.Chart().encode(y=alt.Y("gap:N", title=None, sort=None, axis=alt.Axis(labelLimit=280)))
+    base = alt.Chart().encode(y=alt.Y("gap:N", title=None, sort=None, axis=alt.Axis(labelLimit=420)))
     x = alt.X("value:Q", title=None, axis=alt.Axis(format="+%"), scale=alt.Scale(domain=[-1, 1], clamp=True))
     marks = (
         alt.Chart().mark_rule(color="#888888").encode(x=alt.datum(0)),
@@ -285,17 +285,16 @@ def topic_chart(rows: Sequence[Row]) -> Any:
 
 
 def proposals_chart(rows: Sequence[Row]) -> Any:
-    """Refusals one layer at a time and KL at equal refusal everywhere, of both parents and every proposal."""
+    """Refusals one layer at a time and KL at equal refusal everywhere (none if not reached), of both parents and every proposal."""
     arms = [U, M, *(a for a in rows[0]["arms"] if a.startswith("proposed/"))]
     values = [
         {
             "arm": arm.removeprefix("proposed/").replace("/mean_difference", ""),
             "refused": row["arms"][arm][ALONE]["test"]["refusal"],
-            "kl": max(row["arms"][arm][EVERYWHERE]["matched_kl"], LEAST_KL),
+            "kl": None if (kl := row["arms"][arm][EVERYWHERE]["matched_kl"]) is None else max(kl, LEAST_KL),
         }
         for row in rows
         for arm in arms
-        if row["arms"][arm][EVERYWHERE]["matched_kl"] is not None
     ]
     base = alt.Chart(alt.Data(values=values)).encode(y=alt.Y("arm:N", title=None, sort=None))
     left = base.mark_point(size=30).encode(x=alt.X("refused:Q", title="refused, one layer at a time", axis=alt.Axis(format="%")))
