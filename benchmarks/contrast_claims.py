@@ -24,6 +24,7 @@ WAYS = {EVERYWHERE: "taken out everywhere", ALONE: "taken out of one layer"}
 MARGINS = {"refusal": 0.1, "log KL": math.log10(1.5), "cosine": 0.05}
 FAILS = 0.5  # an arm that leaves more refusals than this has failed
 SURE = 0.05
+SEEN = 3  # the seed whose first organism had been looked at when the arms were settled
 LEAST_KL = 1e-6  # nats: KL below this is rounding
 U, M = "unmatched/mean_difference", "matched/mean_difference"
 TESTS = "tests/e2e/test_contrast_page.py"
@@ -199,6 +200,8 @@ def claims(rows: Sequence[Row]) -> list[Claim]:
 
 def does_it_fail(rows: Sequence[Row]) -> Claim:
     found = family({f"matched less unmatched, {way}": gap(rows, refusal(M, way), refusal(U, way)) for way in (ALONE, EVERYWHERE)})
+    unseen = [row for row in rows if row["seed"] != SEEN]
+    fresh = {f"the same without seed {SEEN}, {way}": gap(unseen, refusal(M, way), refusal(U, way)) for way in (ALONE, EVERYWHERE)}
     drift = gap(rows, log_matched_kl(M), log_matched_kl(U), "log KL")
     back = gap(rows, recovery(M), recovery(U))
     parts = [
@@ -213,7 +216,7 @@ def does_it_fail(rows: Sequence[Row]) -> Claim:
         f"unmatched "
         f"one {_mean(rows, recovery(U)):.0%} ({back})."
     )
-    gaps = {**found, "KL at 5 % refusals, everywhere": drift, "answers given back, everywhere": back}
+    gaps = {**found, **fresh, "KL at 5 % refusals, everywhere": drift, "answers given back, everywhere": back}
     return Claim("Does matched contrast fail?", text, "contrast_layers", "test_failure_is_told_from_success", gaps)
 
 
@@ -258,9 +261,11 @@ def where(rows: Sequence[Row]) -> Claim:
     }
     told = "; ".join(f"{name} at layers {', '.join(map(str, found))}" for name, found in only.items() if found)
     ratios = np.median([norm_ratios(row) for row in rows], axis=0)
+    cosines = np.median([row["geometry"]["cosine"] for row in rows], axis=0)
     text = (
         f"By source layer, everywhere, on average over organisms: {told}. The matched norm over the unmatched one is (median) "
-        f"{', '.join(f'{r:.2g}' for r in ratios)} at layers 0 to {len(ratios) - 1}; safety tuning changed nothing before layer "
+        f"{', '.join(f'{r:.2g}' for r in ratios)} at layers 0 to {len(ratios) - 1}, their cosine "
+        f"{', '.join(f'{c:.2f}' for c in cosines)}; safety tuning changed nothing before layer "
         f"{first_tuned(rows)}."
     )
     main = dict(sorted(found.items(), key=lambda item: item[0] != f"layer {first_tuned(rows)}"))

@@ -11,6 +11,7 @@ from contrast_claims import (
     EVERYWHERE,
     FAILS,
     LEAST_KL,
+    SEEN,
     TESTS,
     WAYS,
     Claim,
@@ -107,7 +108,7 @@ def _opening(rows: Sequence[Row], planned: int, planned_seeds: int) -> str:
     )
     return (
         f"Written by `{COMMAND}`; the wording around the numbers is chosen by the code from the tests named below. It rests on "
-        f"{len(rows)} organisms: seeds {', '.join(map(str, seeds))} (none was looked at while the language was made), "
+        f"{len(rows)} organisms: seeds {', '.join(map(str, seeds))} (none was used to make the language), "
         f"{len({row['architecture'] for row in rows})} architectures, {len({row['topic'] for row in rows})} topic strengths; of each "
         f"seed {planned // planned_seeds} are planned, and complete are: {', '.join(map(str, full)) or 'none'}.{missing}\n\n"
         "The claim under test is that of arXiv 2603.22061: with harmless prompts on the topics of the harmful ones, directions are inert; "
@@ -120,6 +121,8 @@ def _opening(rows: Sequence[Row], planned: int, planned_seeds: int) -> str:
         "Holm's correction within a question). "
         "*Higher* and *lower* ask for both, *alike* means that the interval lies within 10 points (1.5 times in KL, 0.05 in cosine), "
         f"*no higher* and *no lower* that one end does, *open* is the rest. Failing is leaving more than {FAILS:.0%} of the refusals. "
+        f"What was seen beforehand: the arms and ways to edit were settled after the first organism of seed {SEEN}, the rules of reading "
+        "while results came in; both plain arms are therefore compared without that seed, too. "
         "Organisms are tiny models of an invented language; what holds here may not hold on a model that people use."
     )
 
