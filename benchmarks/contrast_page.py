@@ -118,7 +118,7 @@ def _opening(rows: Sequence[Row], planned: int, planned_seeds: int) -> str:
         "layer's directions are taken out of what all layers write, at weight 1. *Alone*: they are taken out of what their own layer "
         f"writes, at weight 1.2, the paper's largest. Before layer {first_tuned(rows)} safety tuning changed nothing, so only two "
         "plain arms are tried. An organism is one unit: gaps are paired over organisms (Student's 95 % interval, exact sign-flip test, "
-        "Holm's correction within a question). "
+        "Holm's correction over like gaps). "
         "*Higher* and *lower* ask for both, *alike* means that the interval lies within 10 points (1.5 times in KL, 0.05 in cosine), "
         f"*no higher* and *no lower* that one end does, *open* is the rest. Failing is leaving more than {FAILS:.0%} of the refusals. "
         f"What was seen beforehand: the arms and ways to edit were settled after the first organism of seed {SEEN}, the rules of reading "
