@@ -27,6 +27,7 @@ from contrast_claims import (
 
 from resect.artifacts import write_text
 from resect.evaluation.statistics import holm
+from resect.organism.quality import below_bars
 from resect.report.svg import configure
 
 COMMAND = "python benchmarks/contrast.py"
@@ -87,6 +88,7 @@ def page(rows: Sequence[Row], told: Sequence[Claim], *, planned: int, seeds: int
         "## Who fails under which condition",
         *_tables(rows),
         "## The organisms",
+        _quality(rows),
         _organisms(rows),
         "## Every claim, its figure, its test and its command",
         _claims_table(told),
@@ -158,6 +160,12 @@ def _cell(values: Sequence[float]) -> str:
     span = f"{min(values):.0%} to {max(values):.0%}" if low is None or high is None else f"{max(0.0, low):.0%} to {min(1.0, high):.0%}"
     text = f"{mean:.0%}" if len(values) == 1 else f"{mean:.0%} ({span})"
     return f"**{text}**" if mean > FAILS else text
+
+
+def _quality(rows: Sequence[Row]) -> str:
+    poor = {row["name"]: below_bars(row["quality"]) for row in rows}
+    missed = "; ".join(f"{name} misses {', '.join(bars)}" for name, bars in poor.items() if bars)
+    return f"Bars of a good organism (`resect.organism.quality`): {missed or f'all {len(rows)} organisms meet every one'}."
 
 
 def _organisms(rows: Sequence[Row]) -> str:

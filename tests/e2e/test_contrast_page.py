@@ -18,6 +18,7 @@ from scipy import stats
 from resect.directions import Directions, baselines
 from resect.directions.som import orthogonalised
 from resect.edit.algebra import orthonormal_basis
+from resect.organism.quality import BARS
 from resect.prompts import Prompt
 from resect.studies.contrast_arms import norm_scales
 from resect.studies.contrast_materials import ContrastMaterials
@@ -53,7 +54,7 @@ def planted(change: Callable[[Row], None] = lambda _row: None) -> list[Row]:
             "architecture": architecture,
             "arms": arms,
             "geometry": {**flat, "added_norm": [0.0, 0.0, 1.0, 1.0, 1.0, 1.0]},
-            "quality": {"harmful_refusal": 1.0, "matched_refusal": 0.0, "capability_exact": 1.0},
+            "quality": {name: (low + high) / 2 for name, (low, high) in BARS.items()},
             "foreign_refusal": 0.9 - 0.8 * topic,
             "n": {"extract": 162, "harmful_validation": 24, "harmless_validation": 24, "harmful_test": 72, "harmless_test": 72},
         }
@@ -253,14 +254,17 @@ def test_the_page_says_what_is_missing_and_bolds_who_fails(tmp_path: Path) -> No
     summary = contrast_page.publish(rows, planned=18, seeds=3, docs=tmp_path)
     text = (tmp_path / "contrast.md").read_text(encoding="utf-8")
     assert "missing" not in text
+    assert "all 18 organisms meet every one" in text
     line = next(line for line in text.split("Taken out of one layer:\n")[1].splitlines() if line.startswith(f"| `{M}` |"))
     assert line.count("**") == 2 * 7
     assert set(summary) == {claim.question for claim in claims(rows)}
     assert {p.name for p in (tmp_path / "figures").iterdir()} == {f"{claim.figure}.svg" for claim in claims(rows)}
+    rows[0]["quality"]["matched_refusal"] = 0.5
     contrast_page.publish(rows[:7], planned=18, seeds=3, docs=tmp_path)
     short = (tmp_path / "contrast.md").read_text(encoding="utf-8")
     assert "11 of the 18 planned organisms are missing" in short
     assert "complete are: 3." in short
+    assert f"{rows[0]['name']} misses matched_refusal." in short
 
 
 def test_rows_are_only_read() -> None:
