@@ -11,7 +11,7 @@ from resect.directions.samples import Samples, samples
 from resect.errors import UserError
 
 DRAWS = 1000
-_TAILS = torch.tensor([0.025, 0.975], dtype=torch.float64)
+_TAILS = (0.025, 0.975)
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,9 +71,9 @@ def bootstrap(harmful: Float[Tensor, "prompt layer d_model"], baseline: Baseline
     noise = lengths.mean(1)
     power = norm[:, 0].square() - noise
     signal = power.clamp_min(0).sqrt()
-    tails = torch.quantile(2 * signal[:, None] * parallel + lengths - noise[:, None], _TAILS, dim=1)
+    tails = _points(2 * signal[:, None] * parallel + lengths - noise[:, None], *_TAILS)
     angles = torch.rad2deg(torch.atan2(side.sqrt(), signal[:, None] + parallel))
-    low, middle, high, cone = torch.quantile(angles, torch.tensor([0.025, 0.5, 0.975, 0.95]).double(), dim=1)
+    low, middle, high, cone = _points(angles, 0.025, 0.5, 0.975, 0.95)
     return ErrorBars(
         prompts=len(harmful),
         norm=norm[:, 0],
@@ -101,7 +101,7 @@ def component(
     data, used = samples(harmful, baseline), baseline.used
     unit = torch.nn.functional.normalize(reference.double(), dim=-1)
     seen = torch.einsum("pld,ld->lp", torch.cat([harmful, used.rows]).double(), unit)
-    low, high = torch.quantile(seen @ _draws(data, draws, seed).T, _TAILS, dim=1)
+    low, high = _points(seen @ _draws(data, draws, seed).T, *_TAILS)
     return seen @ data.whole, low, high
 
 
@@ -121,8 +121,15 @@ def split_half(
     second = data.coefficients(1 - prompts, torch.where(alone, 1.0, 1 - rows))
     lengths = data.norms_squared(first) * data.norms_squared(second)
     cosines = data.products(first, second) / lengths.clamp_min(1e-300).sqrt()
-    low, high = torch.quantile(cosines, _TAILS, dim=1)
+    low, high = _points(cosines, *_TAILS)
     return cosines.mean(1), low, high
+
+
+def _points(values: Float[Tensor, "layer draw"], *levels: float) -> Float[Tensor, "level layer"]:
+    """Return the points that a next draw lies below with these chances: the one of rank p (draws + 1), between neighbours linearly."""
+    draws = values.shape[1]
+    ranks = [min(max((level * (draws + 1) - 1) / (draws - 1), 0.0), 1.0) for level in levels]
+    return torch.quantile(values, torch.tensor(ranks, dtype=values.dtype), dim=1)
 
 
 def _draws(data: Samples, draws: int, seed: int) -> Float[Tensor, "draw sample"]:
