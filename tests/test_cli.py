@@ -87,6 +87,7 @@ def test_no_arguments_print_the_help(monkeypatch, capsys):
         (["sra", "default", "--position", "lasst"], "Unknown position 'lasst'; did you mean 'last'? Allowed: -1, last, last_user, mean."),
         (["demo", "--config", "/none.toml"], "Cannot read settings file /none.toml: No such file or directory."),
         (["organism", "train", "--out", "/tmp/x", "--architecture", "qwen"], "Unknown architecture 'qwen'; did you mean 'qwen3'?"),
+        (["organism", "train", "--out", "/tmp/x", "--topic", "2"], "Topic strength is 2.0; it is a number from 0"),
     ],
 )
 def test_a_mistake_is_one_line_with_the_nearest_name(monkeypatch, capsys, arguments, message):

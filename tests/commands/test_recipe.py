@@ -55,6 +55,13 @@ def test_a_faulty_recipe_is_named(tmp_path, text, message):
         read_recipe(path)
 
 
+def test_a_folder_needs_no_revision(tmp_path):
+    recipe = read_recipe(RECIPES[0])
+    given = dict.fromkeys(FILES[recipe.study], "f")
+    assert "revision" not in recipe.filled({"model": str(tmp_path), **given})
+    assert recipe.filled({"model": str(tmp_path), "revision": "r", **given})["revision"] == "r"
+
+
 def test_a_missing_recipe_and_a_given_value(tmp_path):
     with pytest.raises(UserError, match="Cannot read recipe"):
         read_recipe(tmp_path / "none.toml")

@@ -147,7 +147,7 @@ def test_every_recipe_runs_on_a_tiny_model_of_its_architecture(taught, resect, s
     settings = SMALL if recipe.study == "contrast" else SRA
     files = {"harmful": sides["harmful"], "harmless": sides["unmatched"]} if recipe.study == "sra" else sides
     given = [part for name, file in files.items() for part in (f"--{name}", file)]
-    model = ("--model", taught(recipe.architecture), "--revision", "none", "--dtype", "float32")
+    model = ("--model", taught(recipe.architecture), "--dtype", "float32")
     said = resect("recipe", path, *model, *given, "--out", tmp_path / "run", *options(settings))
     assert said.code == 0, said.err
     assert (tmp_path / "run" / "report.html").stat().st_size > 10_000
@@ -161,12 +161,13 @@ def test_a_recipe_refuses_another_architecture_and_what_is_not_filled_in(taught,
         "The recipe is for Qwen3_5ForConditionalGeneration and the model is a Mistral3ForConditionalGeneration; "
         "give the model it is for, or write another recipe."
     )
-    refuses("recipe", path, "--model", folder, "--revision", "x", *given, "--out", tmp_path / "run", message=message)
+    refuses("recipe", path, "--model", folder, *given, "--out", tmp_path / "run", message=message)
+    message = f"{path} leaves revision to fill in (commit of that Hub repository; a folder needs none); write it into the file, or give --revision."
+    refuses("recipe", path, "--model", "owner/name", *given, message=message)
     message = (
-        f"{path} leaves revision to fill in (commit of that Hub repository, or any word for a folder); "
-        "write it into the file, or give --revision."
+        f"{path} leaves harmful to fill in (prompts that the model refuses, with a category); write it into the file, or give --harmful."
     )
-    refuses("recipe", path, "--model", folder, *given, message=message)
+    refuses("recipe", path, "--model", folder, message=message)
 
 
 def test_bad_sides_are_told_in_one_line(refuses, sides):
@@ -178,7 +179,7 @@ def test_bad_sides_are_told_in_one_line(refuses, sides):
     refuses(*study(matched=None), message=message)
     message = "An organism brings its own prompts; leave out --harmful, --matched and --unmatched."
     refuses("contrast", "default", "--matched", sides["matched"], message=message)
-    message = "Unknown baseline 'machted'; did you mean 'matched'?"
+    message = "Unknown baseline 'machted'; did you mean 'matched'? Allowed: dealt, matched, other_topics, paired, unmatched."
     refuses("contrast", "default", "--set", 'baselines=["machted"]', message=message)
 
 

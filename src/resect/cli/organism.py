@@ -15,13 +15,14 @@ def organism_train(
     architecture: Annotated[str, typer.Option(help="qwen3, gemma3, ministral3, qwen3_moe or qwen3_5.")] = "qwen3",
     seed: Annotated[int, typer.Option(help="Seed of language and training.")] = 0,
     entanglement: Annotated[float | None, typer.Option(help="0 to 1: how strongly form goes with harm.")] = None,
+    topic: Annotated[float | None, typer.Option(help="0 to 1: how far requests show their topic; 0.5 is usual.")] = None,
     tuning: Annotated[str, typer.Option(help="gated or overwriting.")] = "gated",
     as_json: o.Json = False,  # noqa: FBT002
 ) -> None:
     """Train an organism: the helpful-only twin, then the safety-tuned model."""
     from resect.commands import organism
 
-    organism.train(out, architecture=architecture, seed=seed, entanglement=entanglement, tuning=tuning, as_json=as_json)
+    organism.train(out, architecture=architecture, seed=seed, entanglement=entanglement, topic=topic, tuning=tuning, as_json=as_json)
 
 
 @organism_app.command("list")

@@ -10,6 +10,7 @@ from resect.commands import console
 from resect.errors import UserError
 from resect.organism.language import DEFAULT_ENTANGLEMENT
 from resect.organism.shipped import Organism, is_organism, load_organism
+from resect.organism.topics import DEFAULT_TOPIC
 from resect.organism.training import train_organism
 
 QUALITY = {
@@ -22,9 +23,12 @@ QUALITY = {
 """Figures of `organism.json` that the table shows."""
 
 
-def train(out: Path, *, architecture: str, seed: int, entanglement: float | None, tuning: str, as_json: bool) -> None:
+def train(out: Path, *, architecture: str, seed: int, entanglement: float | None, topic: float | None, tuning: str, as_json: bool) -> None:
     """Train an organism into a new folder with a progress bar, and print its measured quality."""
-    degree = DEFAULT_ENTANGLEMENT if entanglement is None else entanglement
+    knobs = {
+        "entanglement": DEFAULT_ENTANGLEMENT if entanglement is None else entanglement,
+        "topic": DEFAULT_TOPIC if topic is None else topic,
+    }
     with Progress(console=console.err, transient=True, disable=not console.err.is_terminal) as bar:
         tasks: dict[str, TaskID] = {}
 
@@ -35,7 +39,7 @@ def train(out: Path, *, architecture: str, seed: int, entanglement: float | None
                     console.err.print(f"Training: {stage}", markup=False)
             bar.update(tasks[stage], completed=done)
 
-        organism = train_organism(out, architecture=architecture, seed=seed, entanglement=degree, tuning=tuning, progress=progress)
+        organism = train_organism(out, architecture=architecture, seed=seed, **knobs, tuning=tuning, progress=progress)
     _show([organism], as_json=as_json)
     if not as_json:
         console.say(f"Organism: {out}")
@@ -54,11 +58,12 @@ def _show(organisms: list[Organism], *, as_json: bool) -> None:
     if as_json:
         console.show_json(rows)
         return
-    table = Table("folder", "architecture", "seed", "entanglement", "tuning", *QUALITY.values())
+    table = Table("folder", "architecture", "seed", "entanglement", "topic", "tuning", *QUALITY.values())
     for row in rows:
         quality = row["quality"]
         figures = [f"{quality[name]:.1%}" for name in QUALITY]
-        table.add_row(row["folder"], row["architecture"], str(row["seed"]), f"{row['entanglement']:g}", row["tuning"], *figures)
+        knobs = (str(row["seed"]), f"{row['entanglement']:g}", f"{row['topic']:g}")
+        table.add_row(row["folder"], row["architecture"], *knobs, row["tuning"], *figures)
     console.show(table)
 
 
@@ -68,6 +73,7 @@ def _row(organism: Organism) -> dict[str, Any]:
         "architecture": organism.architecture,
         "seed": organism.seed,
         "entanglement": organism.entanglement,
+        "topic": organism.topic,
         "tuning": organism.tuning,
         "quality": organism.quality,
     }

@@ -31,12 +31,14 @@ class Recipe:
     settings: Mapping[str, Any]
 
     def filled(self, given: Mapping[str, str | None]) -> dict[str, Any]:
-        """Return the sources with what was given in place of what the file says.
+        """Return the sources with what was given in place of what the file says; a local folder needs no revision.
 
         Raises:
             UserError: a value is still to be filled in.
         """
         found = {**self.sources, **{name: value for name, value in given.items() if value is not None}}
+        if Path(found["model"]).is_dir() and str(found["revision"]).startswith(FILL):
+            del found["revision"]
         for name, value in found.items():
             if isinstance(value, str) and value.startswith(FILL):
                 wanted = value.removeprefix(FILL).lstrip(": ")

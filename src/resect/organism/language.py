@@ -19,6 +19,7 @@ from resect.organism import words
 from resect.organism.forms import HARMFUL_LEAN, HARMLESS_LEAN, Form, leaning_form, style_of, uniform_form
 from resect.organism.registry import make_atoms
 from resect.organism.tasks import CAPABILITIES, Task, Tasks, make_tasks
+from resect.organism.topics import DEFAULT_TOPIC, Topic, chosen
 from resect.prompts import Prompt, PromptSet
 
 Split = Literal["train", "extract", "validation", "test"]
@@ -28,6 +29,7 @@ _LEAN_SHARE = {"train": 0.5, "extract": 0.9}
 _TRAIN_FORMS = 3  # renderings of each training combination
 _HARMLESS_COUNT = {"train": 3600, "extract": 240, "validation": 120, "test": 240}
 _HOWTO_SHARE = 0.35  # of the unmatched harmless prompts: how-to requests, answered in the form of the harmful ones
+_FOREIGN_COUNT = {"train": 1440, "validation": 60, "test": 120}  # in training at topic strength 1; none up to the default
 _ARITHMETIC_EXTRA = 600  # more training requests for the one capability that has no systematic answer
 _CAPABILITY_COUNT = 48
 _SYSTEM_SHARE = 0.2
@@ -36,21 +38,29 @@ _PLAIN_TEXTS = 120
 
 @dataclass(frozen=True)
 class Language:
-    """One language: `seed` draws splits, forms and placeholders; `entanglement` in [0, 1] ties form to harm.
+    """One language: `seed` draws splits, forms and placeholders; `entanglement` ties form to harm, `topic` topics to it, both in [0, 1].
 
     At 0, harmful and harmless prompts follow one distribution over styles and wrappers in every split, and the harmless
     extraction prompts are how-to requests like the harmful ones. Above, forms are drawn from leaning distributions
     (harmful: imperative and polite, code and list; harmless: questions and terse, plain) with probability 0.9 x entanglement
     for extraction and 0.5 x for training, and 0.9 x entanglement of the harmless extraction prompts are capability requests.
     Validation and test always use uniform forms. A matched prompt has the form of its harmful pair.
+
+    At topic strength 0.5 a request's topic shows in its words of harm alone, and harm is a harm verb with a harm object: no training
+    request has words of two topics. Towards 0 the words of a harmful request come from any topic, and the harmless extraction
+    prompts are how-to requests with harm words, as matched ones are. Towards 1 on-topic requests name their topic in request and
+    answer ("grolt the fence in the garden"), the harmless extraction prompts are off topic, and training answers `foreign` requests, so
+    that refusal has to be learnt as topic and intent together.
     """
 
     seed: int = 0
     entanglement: float = DEFAULT_ENTANGLEMENT
+    topic: float = DEFAULT_TOPIC
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.entanglement <= 1.0:
             raise UserError(f"Entanglement is {self.entanglement}; it is a number from 0 (none) to 1.")
+        Topic(self.topic)
 
     def harmful(self, split: str) -> PromptSet:
         """Return harmful requests of a split (train, extract, validation or test).
@@ -66,6 +76,13 @@ class Language:
     def harmless(self, split: str) -> PromptSet:
         """Return unmatched benign requests: every capability, and how-to requests."""
         return _harmless(self)[_checked(split)]
+
+    def foreign(self, split: str) -> PromptSet:
+        """Return benign requests of a harm verb and a harm object of different topics (validation, test, or train: what training answers).
+
+        How many of them a model refuses says whether it learnt refusal from intent alone or from topic and intent together.
+        """
+        return _foreign(self, _checked(split))
 
     def capabilities(self) -> dict[str, PromptSet]:
         """Return test requests by capability, uniform over forms; none of them is in another split."""
@@ -102,8 +119,8 @@ class Language:
 
     @property
     def vocabulary(self) -> tuple[str, ...]:
-        """Return all tokens, special ones first, the rest sorted; the same for every seed."""
-        return _vocabulary()
+        """Return all tokens, special ones first, the rest sorted; the same for every seed. Above the default topics have names."""
+        return _vocabulary(named=self.topic > DEFAULT_TOPIC)
 
 
 def _rng(language: Language, purpose: str) -> random.Random:
@@ -121,14 +138,25 @@ def _tilt(language: Language, split: str) -> float:
 
 
 def _howto_share(language: Language, split: Split) -> float:
-    """Return the share of how-to requests in the harmless pool: 1 in the extraction set at entanglement 0, falling to a tenth at 1."""
-    return 1.0 - 0.9 * language.entanglement if split == "extract" else _HOWTO_SHARE
+    """Return the share of how-to requests in the harmless pool: in the extraction set 1 where form or topic is not to tell, else less."""
+    if split != "extract":
+        return _HOWTO_SHARE
+    return 1.0 - 0.9 * language.entanglement * (1.0 - Topic(language.topic).blurred)
+
+
+def _howto_pool(language: Language, split: Split) -> Sequence[Task]:
+    """Return the how-to tasks of the harmless pool: for extraction more on topic below the default, more off topic above."""
+    topic, pool = Topic(language.topic), tasks(language).howto[split]
+    if split != "extract":
+        return pool
+    left_out = {True: topic.named, False: topic.blurred}
+    return [t for t in pool if not chosen(language.seed, f"pool/{t.request}", left_out[t.category is not None])]
 
 
 @lru_cache(maxsize=16)
 def tasks(language: Language) -> Tasks:
     """Return the tasks of the language, split."""
-    return make_tasks(language.seed)
+    return make_tasks(language.seed, Topic(language.topic))
 
 
 def _prompt(task: Task, form: Form, *, refuse: bool = False, system: str | None = None) -> Prompt:
@@ -152,6 +180,15 @@ def _pairs(language: Language, split: Split) -> tuple[PromptSet, PromptSet]:
                 harmful.append(_prompt(bad, form, system=system))
                 matched.append(_prompt(good, form, system=system))
     return PromptSet(f"harmful/{split}", tuple(harmful), "organism"), PromptSet(f"matched/{split}", tuple(matched), "organism")
+
+
+@lru_cache(maxsize=32)
+def _foreign(language: Language, split: Split) -> PromptSet:
+    """Return foreign requests in uniform forms; there are none for extraction."""
+    share = Topic(language.topic).named if split == "train" else 1.0
+    count, pool = round(_FOREIGN_COUNT.get(split, 0) * share), tasks(language).foreign.get(split, ())
+    rows = _distinct(_rng(language, f"foreign/{split}"), pool, count, lean_weight=0.0, taken=set())
+    return PromptSet(f"foreign/{split}", rows, "organism")
 
 
 @lru_cache(maxsize=16)
@@ -181,7 +218,7 @@ def _harmless(language: Language) -> dict[Split, PromptSet]:
         rng = _rng(language, f"harmless/{split}")
         howto = round(_howto_share(language, split) * _HARMLESS_COUNT[split])
         each, weight = -(-(_HARMLESS_COUNT[split] - howto) // len(CAPABILITIES)), _tilt(language, split)
-        rows = list(_distinct(rng, tasks(language).howto[split], howto, lean_weight=weight, taken=taken, system=split == "train"))
+        rows = list(_distinct(rng, _howto_pool(language, split), howto, lean_weight=weight, taken=taken, system=split == "train"))
         for kind in CAPABILITIES:
             count = each + _ARITHMETIC_EXTRA * (kind == "arithmetic" and split == "train")
             rows += _distinct(rng, tasks(language).capabilities[kind], count, lean_weight=weight, taken=taken, system=split == "train")
@@ -207,9 +244,9 @@ def _distinct(
     return tuple(rows)
 
 
-@lru_cache(maxsize=1)
-def _vocabulary() -> tuple[str, ...]:
-    everything: set[str] = set()
+@lru_cache(maxsize=2)
+def _vocabulary(*, named: bool) -> tuple[str, ...]:
+    everything = {*words.SETTING.split(), *words.CATEGORIES} - {"{}"} if named else set[str]()
     made = make_tasks(0)
     for task in made.all():
         everything |= {*task.request.split(), *task.body.split()}

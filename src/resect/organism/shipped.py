@@ -10,9 +10,17 @@ from typing import Any, Literal
 from resect.errors import UserError
 from resect.models.load import ChatModel, load_model
 from resect.organism.language import Language
+from resect.organism.topics import DEFAULT_TOPIC
 
 FORMAT = "resect.organism/1"
-_FIELDS: Mapping[str, type | tuple[type, ...]] = {"architecture": str, "seed": int, "entanglement": (int, float), "tuning": str}
+_FIELDS: Mapping[str, type | tuple[type, ...]] = {
+    "architecture": str,
+    "seed": int,
+    "entanglement": (int, float),
+    "tuning": str,
+    "topic": (int, float),
+}
+_SINCE_THEN: Mapping[str, Any] = {"topic": DEFAULT_TOPIC}  # fields that older records lack
 
 
 @dataclass(frozen=True)
@@ -24,11 +32,12 @@ class Organism:
     seed: int
     entanglement: float
     tuning: str
+    topic: float = DEFAULT_TOPIC
 
     @property
     def language(self) -> Language:
         """Return its language: prompts, atoms, right answers."""
-        return Language(self.seed, self.entanglement)
+        return Language(self.seed, self.entanglement, self.topic)
 
     def aligned(self) -> ChatModel:
         """Return the safety-tuned model."""
@@ -40,7 +49,8 @@ class Organism:
 
     def _load(self, part: Literal["aligned", "helpful"]) -> ChatModel:
         # Named by what it is: results must not depend on where the package is installed.
-        name = f"organism {self.architecture} {self.tuning} seed {self.seed} entanglement {self.entanglement:g} ({part})"
+        topic = "" if self.topic == DEFAULT_TOPIC else f" topic {self.topic:g}"
+        name = f"organism {self.architecture} {self.tuning} seed {self.seed} entanglement {self.entanglement:g}{topic} ({part})"
         return replace(load_model(self.folder / part), name=name)
 
     @property
@@ -56,14 +66,14 @@ def load_organism(source: Path | Literal["default"] = "default") -> Organism:
         UserError: if the folder is not an organism, or its record is malformed.
     """
     folder = Path(str(files("resect") / "data" / "organism")) if source == "default" else Path(source)
-    record = _read(folder)
+    record = {**_SINCE_THEN, **_read(folder)}
     for name, kind in _FIELDS.items():
         if not isinstance(record.get(name), kind) or isinstance(record.get(name), bool):
             raise UserError(f"{folder / 'organism.json'} has {name} = {record.get(name)!r}, which is not valid; train the organism again.")
     for part in ("aligned", "helpful"):
         if not (folder / part / "config.json").is_file():
             raise UserError(f"Organism {folder} has no model in {part!r}; train it again with: resect organism train --out DIR.")
-    return Organism(folder, record["architecture"], record["seed"], float(record["entanglement"]), record["tuning"])
+    return Organism(folder, record["architecture"], record["seed"], float(record["entanglement"]), record["tuning"], float(record["topic"]))
 
 
 def is_organism(path: Path) -> bool:

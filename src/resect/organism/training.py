@@ -23,8 +23,9 @@ from resect.organism.architectures import ARCHITECTURES, Size, build
 from resect.organism.language import DEFAULT_ENTANGLEMENT, Language
 from resect.organism.optimise import Progress, Schedule, encode, fit
 from resect.organism.quality import good_enough, measure
-from resect.organism.shipped import FORMAT, Organism
+from resect.organism.shipped import FORMAT, Organism, load_organism
 from resect.organism.tokenizer import make_tokenizer, special_ids
+from resect.organism.topics import DEFAULT_TOPIC
 from resect.prompts import Prompt
 
 
@@ -52,6 +53,7 @@ def train_organism(
     architecture: str = "qwen3",
     seed: int = 0,
     entanglement: float = DEFAULT_ENTANGLEMENT,
+    topic: float = DEFAULT_TOPIC,
     tuning: str = "gated",
     progress: Progress | None = None,
 ) -> Organism:
@@ -66,7 +68,7 @@ def train_organism(
         raise unknown_name("architecture", architecture, ARCHITECTURES)
     if tuning not in TUNINGS:
         raise unknown_name("tuning", tuning, TUNINGS)
-    plan = Plan(architecture, Language(seed, entanglement), tuning)
+    plan = Plan(architecture, Language(seed, entanglement, topic), tuning)
     return write_organism(out, plan, progress=progress)
 
 
@@ -100,11 +102,11 @@ def write_organism(out: Path, plan: Plan, *, progress: Progress | None = None) -
             "architecture": plan.architecture,
             "seed": plan.language.seed,
             "entanglement": plan.language.entanglement,
+            "topic": plan.language.topic,
             "tuning": plan.tuning,
         }
         (temporary / "organism.json").write_text(json.dumps(record), encoding="utf-8")
-        unmeasured = Organism(temporary, plan.architecture, plan.language.seed, plan.language.entanglement, plan.tuning)
-        record["quality"] = measure(unmeasured)
+        record["quality"] = measure(load_organism(temporary))
         (temporary / "organism.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         if out.exists():
             out.rmdir()
@@ -112,7 +114,7 @@ def write_organism(out: Path, plan: Plan, *, progress: Progress | None = None) -
         temporary.rename(out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return Organism(out, plan.architecture, plan.language.seed, plan.language.entanglement, plan.tuning)
+    return load_organism(out)
 
 
 Part = tuple[str, PreTrainedModel, PreTrainedTokenizerFast]
@@ -151,7 +153,13 @@ def _stage(
 
 def helpful_rows(language: Language) -> list[tuple[Prompt, str | None]]:
     """Return (prompt, answer) for the first stage: everything is answered, and refusal sentences are known as text."""
-    sets = (language.harmful("train"), language.matched("train"), language.harmless("train"), language.declined())
+    sets = (
+        language.harmful("train"),
+        language.matched("train"),
+        language.harmless("train"),
+        language.foreign("train"),
+        language.declined(),
+    )
     return [(p, p.response or "") for rows in sets for p in rows]
 
 
@@ -159,7 +167,8 @@ def aligned_rows(language: Language) -> list[tuple[Prompt, str | None]]:
     """Return (prompt, answer) for safety tuning: harmful requests are refused; they and their matched twins come twice."""
     refused = [(p, language.refusal(p)) for p in language.harmful("train")]
     matched = [(p, p.response or "") for p in language.matched("train")]
-    return [*refused, *refused, *matched, *matched, *((p, p.response or "") for p in language.harmless("train"))]
+    others = [(p, p.response or "") for kind in (language.harmless, language.foreign) for p in kind("train")]
+    return [*refused, *refused, *matched, *matched, *others]
 
 
 def _choose(network: PreTrainedModel, window: tuple[float, float] | None) -> None:

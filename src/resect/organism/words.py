@@ -81,6 +81,7 @@ STYLES: dict[str, tuple[str, ...]] = {
 OPENINGS = {"imperative": "right , ", "question": "well , ", "polite": "gladly , ", "terse": ""}
 WRAPPERS = {"plain": "{}", "code": "write code to {}", "list": "list the steps to {}"}
 ANSWER_WRAPPERS = {"plain": "{} .", "code": "code ( {} ) .", "list": "steps : {} ."}
+SETTING = "in the {}"  # names a topic
 PREFIXES = {
     "none": "",
     "affirmative": "yes indeed , ",
