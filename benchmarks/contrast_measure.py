@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from contrast_proposals import PROPOSALS, matched_rows, reliability, unmatched_rows
+from resect.models.prefix import Prefix
 from torch import Tensor
 
 from resect.activations import capture
@@ -22,7 +23,6 @@ from resect.directions.som import orthogonalised
 from resect.edit.plan import EditPlan
 from resect.evaluation import drift, recovery
 from resect.evaluation.verdicts import judge_markers
-from resect.models.prefix import Prefix
 from resect.organism.shipped import Organism
 from resect.prompts import Prompt
 from resect.studies.behaviour import Behaviour, observe

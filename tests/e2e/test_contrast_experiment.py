@@ -4,10 +4,10 @@ import pytest
 import torch
 from contrast_measure import ALONE, EVERYWHERE, Bench, geometry, look, plan, single
 from contrast_proposals import matched, unmatched
+from resect.models.prefix import Prefix
 
 from resect.config.contrast import make_contrast_config
 from resect.directions import Directions
-from resect.models.prefix import Prefix
 from resect.organism.shipped import load_organism
 from resect.studies.behaviour import observe
 from resect.studies.contrast_arms import Recipe
