@@ -61,7 +61,8 @@ ADDED = {"demo": SETTINGS, "sra": [*SETTINGS, "--atoms", "atoms"], "activations"
 
 
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)  # every block, so that none ends where another begins
+    return [body for name, body in found if name == language]
 
 
 def commands() -> list[list[str]]:
