@@ -61,7 +61,8 @@ ADDED = {"demo": SETTINGS, "sra": [*SETTINGS, "--atoms", "atoms"], "activations"
 
 
 def blocks(language: str) -> list[str]:
-    found = re.findall(r"^```(\w*)\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)  # every block, so that none ends where another begins
+    # Every block is read, so that none is taken to begin where another ends.
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
     return [body for name, body in found if name == language]
 
 
