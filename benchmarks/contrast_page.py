@@ -75,7 +75,7 @@ def publish(rows: Sequence[Row], *, planned: int, seeds: int, docs: Path) -> dic
         spec["config"]["background"] = "#ffffff"
         write_text(docs / "figures" / f"contrast_{name}.svg", vl_convert.vegalite_to_svg(spec) + "\n")
     write_text(docs / "contrast.md", page(rows, told, planned=planned, seeds=seeds))
-    return {claim.question: {name: vars(g) for name, g in claim.gaps.items()} for claim in told}
+    return {claim.question: {name: vars(g) | {"value": g.value if g.n else None} for name, g in claim.gaps.items()} for claim in told}
 
 
 def page(rows: Sequence[Row], told: Sequence[Claim], *, planned: int, seeds: int) -> str:

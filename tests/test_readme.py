@@ -61,7 +61,9 @@ ADDED = {"demo": SETTINGS, "sra": [*SETTINGS, "--atoms", "atoms"], "activations"
 
 
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+    # Every block is read, so that none is taken to begin where another ends.
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+    return [body for name, body in found if name == language]
 
 
 def commands() -> list[list[str]]:

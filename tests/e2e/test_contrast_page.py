@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -258,9 +259,12 @@ def test_the_page_says_what_is_missing_and_bolds_who_fails(tmp_path: Path) -> No
     line = next(line for line in text.split("Taken out of one layer:\n")[1].splitlines() if line.startswith(f"| `{M}` |"))
     assert line.count("**") == 2 * 7
     assert set(summary) == {claim.question for claim in claims(rows)}
+    json.dumps(summary, allow_nan=False)
     assert {p.name for p in (tmp_path / "figures").iterdir()} == {f"{claim.figure}.svg" for claim in claims(rows)}
     rows[0]["quality"]["matched_refusal"] = 0.5
-    contrast_page.publish(rows[:7], planned=18, seeds=3, docs=tmp_path)
+    for row in rows:
+        row["arms"]["proposed/whitened"][EVERYWHERE]["matched_kl"] = None
+    json.dumps(contrast_page.publish(rows[:7], planned=18, seeds=3, docs=tmp_path), allow_nan=False)
     short = (tmp_path / "contrast.md").read_text(encoding="utf-8")
     assert "11 of the 18 planned organisms are missing" in short
     assert "complete are: 3." in short
