@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from contrast_proposals import PROPOSALS, matched_rows, reliability, unmatched_rows
-from resect.models.prefix import Prefix
 from torch import Tensor
 
 from resect.activations import capture
@@ -54,7 +53,6 @@ class Bench:
     inputs: ContrastInputs
     behaviour: Behaviour
     materials: ContrastMaterials
-    prefix: Prefix
 
     def asked(self, part: str) -> list[Prompt]:
         """Return the prompts of a part, harmful ones first."""
@@ -67,10 +65,7 @@ def measure(organism: Organism, folder: Path) -> dict[str, Any]:
     inputs = from_organism(organism, config=config)
     lab, steps = Lab(inputs.model, config), Steps(folder)
     behaviour = observe(lab, inputs.study, steps)
-    bench = Bench(organism, lab, inputs, behaviour, gather_sides(lab, inputs, behaviour, steps), Prefix(inputs.model))
-    with bench.prefix.kept():
-        for part in ("validation", "test"):
-            lab.first_logprobs(bench.asked(part))
+    bench = Bench(organism, lab, inputs, behaviour, gather_sides(lab, inputs, behaviour, steps))
     found = {k: v for k, v in asdict(organism).items() if k != "folder"}
     found |= {"quality": organism.quality, "foreign_refusal": foreign_refusal(bench), "geometry": geometry(bench)}
     return found | {
@@ -173,10 +168,10 @@ def examine(bench: Bench, name: str, recipe: Recipe) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for way in WEIGHTS:
         edits = {layer: plan(bench, recipe, layer, way, WEIGHTS[way]) for layer in layers}
-        cells = [{"layer": layer, **look(bench, edit, "validation", unedited=layer * (way == ALONE))} for layer, edit in edits.items()]
+        cells = [{"layer": layer, **look(bench, edit, "validation")} for layer, edit in edits.items()]
         best = min(cells, key=lambda c: rank(c, bench.lab.config.max_refusal))["layer"]
         chosen = edits[best]
-        found[way] = {"cells": cells, "layer": best, "test": look(bench, chosen, "test", unedited=best * (way == ALONE))}
+        found[way] = {"cells": cells, "layer": best, "test": look(bench, chosen, "test")}
         if parents or (proposed and way == EVERYWHERE):
             found[way] |= spoken(bench, chosen)
         if (parents or proposed) and way == EVERYWHERE:
@@ -201,13 +196,10 @@ def plan(bench: Bench, recipe: Recipe, layer: int, way: str, weight: float) -> E
     return spread.plan(bench.lab.writers, range(bench.lab.layers), weight)
 
 
-def look(bench: Bench, edit: EditPlan, part: str, *, unedited: int = 0) -> dict[str, float]:
-    """Return refusal rates and the mean first-token KL on benign prompts, in nats, of an edited model on one part of the prompts.
-
-    The first `unedited` blocks are as in the base, whose outputs are handed out.
-    """
+def look(bench: Bench, edit: EditPlan, part: str) -> dict[str, float]:
+    """Return refusal rates and the mean first-token KL on benign prompts, in nats, of an edited model on one part of the prompts."""
     harmful, harmless = bench.behaviour.harmful[part], bench.behaviour.harmless[part]
-    with bench.prefix.below(unedited), bench.lab.edited(edit):
+    with bench.lab.edited(edit):
         found = bench.lab.first_logprobs(bench.asked(part))
     refused = bench.behaviour.refuses_at_once(found)
     split = len(harmful.prompts)

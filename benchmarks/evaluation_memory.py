@@ -56,7 +56,7 @@ def suite() -> Suite:
 
 
 def predicted(network: Any) -> dict[str, int]:
-    work = Workload((TOKENS,) * SIDE, SRAConfig().batch_tokens, NEW, 0, 0, 0, 0, KL + 1, MAX_LOGITS)
+    work = Workload((TOKENS,) * SIDE, SRAConfig().batch_tokens, NEW, 0, 0, 0, 0, KL + 1, MAX_LOGITS, 0, 0)
     return {"weights": memory.weight_bytes(network), "predicted": evaluation_stage(network, work, on_cpu=True).device}
 
 

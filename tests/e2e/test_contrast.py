@@ -162,7 +162,10 @@ def test_a_recipe_refuses_another_architecture_and_what_is_not_filled_in(taught,
         "give the model it is for, or write another recipe."
     )
     refuses("recipe", path, "--model", folder, *given, "--out", tmp_path / "run", message=message)
-    message = f"{path} leaves revision to fill in (commit of that Hub repository; a folder needs none); write it into the file, or give --revision."
+    message = (
+        f"{path} leaves revision to fill in (commit of that Hub repository; a folder needs none); "
+        "write it into the file, or give --revision."
+    )
     refuses("recipe", path, "--model", "owner/name", *given, message=message)
     message = (
         f"{path} leaves harmful to fill in (prompts that the model refuses, with a category); write it into the file, or give --harmful."

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from contrast_measure import ALONE, EVERYWHERE, Bench, geometry, look, plan, single
-from contrast_proposals import matched, unmatched
+from contrast_proposals import matched
 from resect.models.prefix import Prefix
 
 from resect.config.contrast import make_contrast_config
@@ -51,11 +51,6 @@ def test_raw_norms_are_those_of_the_source_layer_everywhere(bench: Bench) -> Non
     for edit in edits:
         removed = edit.gamma * torch.linalg.matrix_norm(edit.u @ edit.c.T, ord=2)
         assert float(removed) == pytest.approx(float(scales[4, 0]), rel=1e-4)
-
-
-def test_handed_out_blocks_change_nothing(bench: Bench) -> None:
-    edit = plan(bench, single(unmatched(bench.materials)), 4, ALONE, 1.2)
-    assert look(bench, edit, "test", unedited=4) == look(bench, edit, "test")
 
 
 def test_refusal_goes_with_its_direction_and_stays_with_a_random_one(bench: Bench) -> None:

@@ -11,7 +11,7 @@ from resect.models.evaluation_memory import evaluation_stage
 from resect.models.memory import Workload
 
 SHAPE = {"hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
-WORK = Workload((20,) * 64, 640, 8, 0, 0, 0, 0, 16, 1 << 22)
+WORK = Workload((20,) * 64, 640, 8, 0, 0, 0, 0, 16, 1 << 22, 0, 0)
 
 
 def network(vocab):

@@ -41,8 +41,8 @@ def storages(network):
     return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors if t.numel()}.values())
 
 
-def peak_of(action, network=None):
-    with torch.no_grad(), Live(network) as live:
+def peak_of(action):
+    with torch.no_grad(), Live() as live:
         kept = action()
     del kept
     return live.peak
@@ -109,12 +109,12 @@ def test_peaks_of_capture_generation_and_scoring(pair, make, dtype):
     for tokens, slack in (([TOKENS] * ROWS, 0.15), ([TOKENS] * (ROWS - 1) + [40], 0.34)):
         asked, given = work(tokens), prompts(tokens)
         stage = memory.capture_stage(empty, asked)
-        real = peak_of(lambda p=given: capture(model, p, batch_tokens=BUDGET), model.network)
+        real = peak_of(lambda p=given: capture(model, p, batch_tokens=BUDGET))
         assert stage.device + stage.host == pytest.approx(real, rel=slack)
-        real = peak_of(lambda p=given: respond(model, p, max_new_tokens=NEW, batch_tokens=BUDGET), model.network)
+        real = peak_of(lambda p=given: respond(model, p, max_new_tokens=NEW, batch_tokens=BUDGET))
         shapes = memory.shapes(asked)
         assert max(memory.generation_bytes(empty, *shape, new=NEW) for shape in shapes) == pytest.approx(real, rel=slack)
-        real = peak_of(lambda p=given: next_token_logprobs(model, p, batch_tokens=BUDGET), model.network)
+        real = peak_of(lambda p=given: next_token_logprobs(model, p, batch_tokens=BUDGET))
         kept = len(tokens) * 260 * 4
         assert memory.scoring_bytes(empty, asked) + kept == pytest.approx(real, rel=slack)
 

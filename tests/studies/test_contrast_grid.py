@@ -12,7 +12,7 @@ from resect.studies.contrast_grid import Place
 
 
 def cell(layers, weight, refusal, kl):
-    return {"layers": layers, "kind": "single", "weight": weight, "refusal": refusal, "kl": kl}
+    return {"layers": layers, "kind": "single", "weight": weight, "refusal": refusal, "kl": kl, "moved": 0}
 
 
 def test_places_are_every_layer_alone_and_all_together():
@@ -48,12 +48,12 @@ def test_a_cell_is_what_the_edited_model_does_and_skipping_blocks_changes_no_bit
     assert nothing["refusal"] == 1.0
 
 
-def test_responses_are_read_where_some_first_token_no_longer_refuses_or_the_edit_is_not_inert():
-    assert grid.spare(cell([0], 1.0, 1.0, 0.01), 6, base=6)
-    assert not grid.spare(cell([0], 1.0, 0.99, 0.01), 6, base=6)
-    assert not grid.spare(cell([0], 1.0, 1.0, 2 * grid.INERT), 6, base=6)
-    # Where the base itself does not refuse all of them, the first tokens of all decide nothing.
-    assert not grid.spare(cell([0], 1.0, 1.0, 0.01), 6, base=5)
+def test_responses_are_read_where_a_first_token_moved_or_the_edit_is_not_inert():
+    inert = cell([0], 1.0, 1.0, 0.01)
+    assert grid.spare(inert)
+    # Whatever the log-odds say: what is decoded is the likeliest token.
+    assert not grid.spare(inert | {"moved": 1})
+    assert not grid.spare(inert | {"kl": 2 * grid.INERT})
 
 
 def test_what_is_spared_is_what_reading_gives(desk):

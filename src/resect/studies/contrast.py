@@ -190,11 +190,10 @@ def _count(desk: Desk, arm: Arm) -> int:
 
 
 def _audit(desk: Desk, grids: dict[str, Any], *, base: int) -> dict[str, Any]:
-    panel = len(desk.screen.panel)
     spared: list[tuple[Recipe, dict[str, Any]]] = []
     for arm in (a for a in desk.arms if a.variant in PAPER_VARIANTS):
         recipe = desk.recipes.of(arm)
-        spared += [(recipe, cell) for cell in grids[arm.name] if spare(cell, panel, base=base)]
+        spared += [(recipe, cell) for cell in grids[arm.name] if spare(cell)]
     return audit(desk.screen, spared, base=base)
 
 

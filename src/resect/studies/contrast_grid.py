@@ -1,9 +1,9 @@
 """The grid of the contrast study, layers x weights, read in two steps.
 
 Screen: one forward pass over the validation prompts of both sides gives a cell its refusals by the first token and its KL, at the first
-token and teacher-forced. Whole responses are read where some prompt no longer begins a refusal, or where the edit is not all but inert:
-an edit that breaks the model leaves first tokens standing. Elsewhere every response is taken to refuse. Some of the cells so spared are
-read all the same, and the report says how many of them were judged right.
+token and teacher-forced. Whole responses are read where some greedy first token is another than the base's, or where the edit is not all
+but inert: an edit that breaks the model may leave first tokens standing. Elsewhere the responses are taken to be judged as the base's. Some
+of the cells so spared are read all the same, and the report says how many of them were judged right.
 """
 
 import random
@@ -73,17 +73,18 @@ def first_rows(scored: TokenLogprobs) -> torch.Tensor:
 
 
 def screen_cell(screen: Screen, recipe: Recipe, place: Place, weight: float) -> dict[str, Any]:
-    """Return one cell: which harmful prompts begin a refusal, first-token and teacher-forced KL (nats, means), benign refusal rate."""
+    """Return one cell: shares of prompts of both sides that begin a refusal, how many first tokens moved, mean KL in nats."""
     with screen.lab.edited(recipe.plan(screen.lab.writers, place.layers, weight)):
-        odds = screen.lab.first_logprobs(screen.harmful.prompts)
+        first = screen.lab.first_logprobs(screen.harmful.prompts)
         edited = forced(screen.lab, screen.behaviour.harmless["validation"])
     benign = screen.behaviour.refuses_at_once(first_rows(edited))
-    refused = screen.behaviour.refuses_at_once(odds)
+    refused = screen.behaviour.refuses_at_once(first)
     return {
         "layers": list(place.layers),
         "kind": place.kind,
         "weight": weight,
         "refusal": sum(refused) / len(refused),
+        "moved": int(drift.top1_flips(screen.harmful.logprobs, first).sum()),
         "benign": sum(benign) / len(benign),
         "kl_first": float(drift.kl_first_token(first_rows(screen.base), first_rows(edited)).mean()),
         "kl": float(drift.kl_tokens(screen.base, edited).mean()),
@@ -130,14 +131,14 @@ def read_cells(screen: Screen, recipe: Recipe, cells: Sequence[dict[str, Any]], 
 
 
 def _read(screen: Screen, recipe: Recipe, cell: dict[str, Any], *, base: int) -> dict[str, Any]:
-    spared = spare(cell, len(screen.panel), base=base)
+    spared = spare(cell)
     r = base if spared else read_panel(screen, recipe.plan(screen.lab.writers, cell["layers"], cell["weight"]))
     return {"r": r, "read": not spared, "efficiency": (base - r) / cell["kl"] if cell["kl"] > 0 else None}
 
 
-def spare(cell: dict[str, Any], panel: int, *, base: int) -> bool:
-    """Return whether the screen decides: the base refuses the whole panel, every first token still begins a refusal, and KL is small."""
-    return base == panel and cell["refusal"] == 1 and cell["kl"] < INERT
+def spare(cell: dict[str, Any]) -> bool:
+    """Return whether the screen decides: no greedy first token has moved, and KL is small."""
+    return cell["moved"] == 0 and cell["kl"] < INERT
 
 
 def audit(screen: Screen, spared: Sequence[tuple[Recipe, dict[str, Any]]], *, base: int) -> dict[str, Any]:
