@@ -4,7 +4,6 @@ import pytest
 import torch
 from contrast_measure import ALONE, EVERYWHERE, Bench, geometry, look, plan, single
 from contrast_proposals import matched
-from resect.models.prefix import Prefix
 
 from resect.config.contrast import make_contrast_config
 from resect.directions import Directions
@@ -25,11 +24,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     inputs, steps = from_organism(organism, config=config), Steps(tmp_path_factory.mktemp("experiment"))
     lab = Lab(inputs.model, config)
     behaviour = observe(lab, inputs.study, steps)
-    found = Bench(organism, lab, inputs, behaviour, gather_sides(lab, inputs, behaviour, steps), Prefix(inputs.model))
-    with found.prefix.kept():
-        for part in ("validation", "test"):
-            lab.first_logprobs(found.asked(part))
-    return found
+    return Bench(organism, lab, inputs, behaviour, gather_sides(lab, inputs, behaviour, steps))
 
 
 def test_alone_edits_one_layer_and_everywhere_edits_all_with_one_direction(bench: Bench) -> None:

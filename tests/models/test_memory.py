@@ -12,7 +12,7 @@ from resect.edit.plan import make_plan
 from resect.errors import UserError
 from resect.evaluation.logprobs import next_token_logprobs
 from resect.evaluation.slopes import slopes
-from resect.generation import respond
+from resect.generation import Shortcuts, respond
 from resect.models import memory
 from resect.models.chat import Rendered
 from resect.models.forward import cache_argument
@@ -111,7 +111,7 @@ def test_peaks_of_capture_generation_and_scoring(pair, make, dtype):
         stage = memory.capture_stage(empty, asked)
         real = peak_of(lambda p=given: capture(model, p, batch_tokens=BUDGET))
         assert stage.device + stage.host == pytest.approx(real, rel=slack)
-        real = peak_of(lambda p=given: respond(model, p, max_new_tokens=NEW, batch_tokens=BUDGET))
+        real = peak_of(lambda p=given: respond(model, p, max_new_tokens=NEW, batch_tokens=BUDGET, shortcuts=Shortcuts.only(("retire",))))
         shapes = memory.shapes(asked)
         assert max(memory.generation_bytes(empty, *shape, new=NEW) for shape in shapes) == pytest.approx(real, rel=slack)
         real = peak_of(lambda p=given: next_token_logprobs(model, p, batch_tokens=BUDGET))
