@@ -10,6 +10,7 @@ from resect.commands.recipe import read_recipe
 from resect.prompts import Prompt
 
 ROOT = Path(__file__).parents[2]
+DATA = ROOT.parent / "shared" / "data"
 SMALL = {
     "baselines": ["unmatched", "matched"],
     "methods": ["mean_difference"],
@@ -151,6 +152,28 @@ def test_every_recipe_runs_on_a_tiny_model_of_its_architecture(taught, resect, s
     said = resect("recipe", path, *model, *given, "--out", tmp_path / "run", *options(settings))
     assert said.code == 0, said.err
     assert (tmp_path / "run" / "report.html").stat().st_size > 10_000
+
+
+@pytest.mark.skipif(not (DATA / "contrast").is_dir(), reason="the pairs of JailbreakBench are not here")
+def test_the_pairs_of_jailbreakbench_run_on_a_local_checkpoint(plain, teach, resect, tmp_path):
+    files = {
+        "harmful": "contrast/jbb_harmful.jsonl",
+        "matched": "contrast/jbb_benign.jsonl",
+        "unmatched": "benign/alpaca_harmless_1500.jsonl",
+    }
+    texts = {side: [Prompt(json.loads(line)["text"]) for line in (DATA / file).read_text().splitlines()] for side, file in files.items()}
+    model, folder = plain("mistral3"), tmp_path / "model"
+    teach(model, {REFUSAL: texts["harmful"], ANSWER: texts["matched"] + texts["unmatched"][:97]}, steps=200)
+    model.network.save_pretrained(folder)
+    model.tokenizer.save_pretrained(folder)
+    given = [part for side, file in files.items() for part in (f"--{side}", DATA / file)]
+    settings = SMALL | {"baselines": ["unmatched", "matched", "paired"], "extract_prompts": 60}
+    said = resect("contrast", folder, *given, "--out", tmp_path / "run", *options(settings))
+    assert said.code == 0, said.err
+    document = artifacts.read_json(tmp_path / "run" / "contrast.json")
+    assert {name.split("/")[0] for name in document["arms"]} >= {"unmatched", "matched", "paired"}
+    found = document["prompts"]["similarity"]
+    assert found["within"] > found["shuffled"]
 
 
 def test_a_recipe_refuses_another_architecture_and_what_is_not_filled_in(taught, refuses, sides, tmp_path):

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from resect.errors import UserError
-from resect.prompts import Prompt, PromptSet, check_disjoint, near_duplicates, split_by_hash
+from resect.prompts import Prompt, PromptSet, check_disjoint, near_duplicates, split_by_hash, split_evenly
 
 FRACTIONS = {"train": 0.6, "validation": 0.2, "test": 0.2}
 TEXTS = st.lists(st.text(min_size=1, max_size=5), unique=True, max_size=30)
@@ -111,3 +111,25 @@ def test_near_duplicates_of_large_sets_are_fast():
 def test_near_duplicate_threshold(threshold):
     with pytest.raises(UserError, match=r"threshold must be above 0 and at most 1"):
         near_duplicates({}, threshold=threshold)
+
+
+@given(st.lists(st.tuples(st.text(min_size=1), st.sampled_from("abc")), unique_by=lambda row: row[0], max_size=60))
+def test_every_category_is_divided_by_the_fractions(rows):
+    prompts = prompt_set([Prompt(text, category=category) for text, category in rows])
+    parts = split_evenly(prompts, FRACTIONS)
+    assert sorted(p.text for part in parts.values() for p in part) == sorted(p.text for p in prompts)
+    for category in "abc":
+        count = sum(p.category == category for p in prompts)
+        for name, share in FRACTIONS.items():
+            assert abs(sum(p.category == category for p in parts[name]) - share * count) <= 1
+
+
+def test_partners_in_another_file_go_along_and_others_are_dealt_out():
+    harmful = prompt_set([Prompt(f"h{i}", category="abc"[i % 3], pair_id=str(i)) for i in range(30)])
+    parts = split_evenly(harmful, FRACTIONS)
+    where = {p.pair_id: name for name, part in parts.items() for p in part}
+    matched = prompt_set([Prompt(f"m{i}", category="a", pair_id=str(i)) for i in range(40)])
+    found = split_evenly(matched, FRACTIONS, partners=where)
+    assert all(where.get(p.pair_id, name) == name for name, part in found.items() for p in part)
+    assert [sum(p.pair_id not in where for p in part) for part in found.values()] == [6, 2, 2]
+    assert places(split_evenly(harmful, FRACTIONS, seed=1)) != places(parts)

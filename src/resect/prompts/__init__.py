@@ -2,7 +2,7 @@
 
 from resect.prompts.loading import TEXT_COLUMNS, load_prompts
 from resect.prompts.pairs import pair_ids
-from resect.prompts.splits import NearDuplicate, check_disjoint, near_duplicates, split_by_hash
+from resect.prompts.splits import NearDuplicate, check_disjoint, near_duplicates, split_by_hash, split_evenly
 from resect.prompts.values import Prompt, PromptSet
 
 __all__ = [
@@ -15,4 +15,5 @@ __all__ = [
     "near_duplicates",
     "pair_ids",
     "split_by_hash",
+    "split_evenly",
 ]

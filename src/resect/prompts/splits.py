@@ -32,15 +32,50 @@ def split_by_hash(prompts: PromptSet, fractions: Mapping[str, float], *, seed: i
     Raises:
         UserError: if a fraction is not positive or the fractions do not add up to 1.
     """
+    _check_fractions(fractions)
+    return _parts(prompts, {_group(prompt): _name_at(fractions, _unit(prompt, seed)) for prompt in prompts}, fractions)
+
+
+def split_evenly(
+    prompts: PromptSet, fractions: Mapping[str, float], *, seed: int = 0, partners: Mapping[str, str] | None = None
+) -> dict[str, PromptSet]:
+    """Return one set per name of `fractions`, which hold within every category: small categories get their share of every part.
+
+    Within a category prompts are dealt out in the order of `split_by_hash`; those with one pair id stay together. `partners` says for pair
+    ids of another file where they went, and theirs go there. Other prompts of a category do move its prompts.
+
+    Raises:
+        UserError: if a fraction is not positive or the fractions do not add up to 1.
+    """
+    _check_fractions(fractions)
+    where = {f"pair:{pair}": name for pair, name in (partners or {}).items()}
+    groups: dict[str | None, dict[str, Prompt]] = {}
+    for prompt in prompts:
+        if _group(prompt) not in where:
+            groups.setdefault(prompt.category, {}).setdefault(_group(prompt), prompt)
+    for group in groups.values():
+        dealt = sorted(group, key=lambda name: _unit(group[name], seed))
+        for rank, name in enumerate(dealt):
+            where.setdefault(name, _name_at(fractions, (rank + 0.5) / len(dealt)))
+    return _parts(prompts, where, fractions)
+
+
+def _check_fractions(fractions: Mapping[str, float]) -> None:
     if not fractions or any(not f > 0 for f in fractions.values()) or abs(math.fsum(fractions.values()) - 1) > 1e-6:
         shown = ", ".join(f"{name} {value:g}" for name, value in fractions.items()) or "none"
         raise UserError(f"Split fractions must be positive and add up to 1, got {shown}; change them.")
+
+
+def _name_at(fractions: Mapping[str, float], place: float) -> str:
     names = list(fractions)
-    parts: dict[str, list[Prompt]] = {name: [] for name in names}
     bounds = [math.fsum(list(fractions.values())[: k + 1]) for k in range(len(names))]
+    return next((name for name, bound in zip(names, bounds, strict=True) if place < bound), names[-1])
+
+
+def _parts(prompts: PromptSet, where: Mapping[str, str], fractions: Mapping[str, float]) -> dict[str, PromptSet]:
+    parts: dict[str, list[Prompt]] = {name: [] for name in fractions}
     for prompt in prompts:
-        place = _unit(prompt, seed)
-        parts[next((n for n, bound in zip(names, bounds, strict=True) if place < bound), names[-1])].append(prompt)
+        parts[where[_group(prompt)]].append(prompt)
     return {name: replace(prompts, name=f"{prompts.name}/{name}", prompts=tuple(part), dropped=0) for name, part in parts.items()}
 
 
@@ -100,8 +135,12 @@ def _candidates(words: Sequence[frozenset[str]], groups: Sequence[str], threshol
 
 def _unit(prompt: Prompt, seed: int) -> float:
     """A number in [0, 1) that depends on the seed and the prompt's group only."""
-    group = f"text:{prompt.text}" if prompt.pair_id is None else f"pair:{prompt.pair_id}"
-    return int.from_bytes(hashlib.sha256(f"{seed}:{group}".encode()).digest()[:7]) / 2**56
+    return int.from_bytes(hashlib.sha256(f"{seed}:{_group(prompt)}".encode()).digest()[:7]) / 2**56
+
+
+def _group(prompt: Prompt) -> str:
+    """What stays together: the prompts of one pair, else one text."""
+    return f"text:{prompt.text}" if prompt.pair_id is None else f"pair:{prompt.pair_id}"
 
 
 def normal(text: str) -> str:

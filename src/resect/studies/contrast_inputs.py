@@ -10,7 +10,7 @@ from resect.config import ContrastConfig
 from resect.errors import UserError
 from resect.models.load import ChatModel
 from resect.organism.shipped import Organism
-from resect.prompts import Prompt, PromptSet, check_disjoint, split_by_hash
+from resect.prompts import Prompt, PromptSet, check_disjoint, split_evenly
 from resect.prompts.splits import similarity
 from resect.studies.inputs import SHARES, Split, StudyInputs
 
@@ -56,8 +56,10 @@ def from_sides(model: ChatModel, *, harmful: PromptSet, matched: PromptSet, unma
     """
     check_disjoint({"harmful": harmful, "matched": matched, "unmatched": unmatched})
     check_topics(harmful, matched)
-    sides = {"harmful": harmful, "matched": matched, "unmatched": unmatched}
-    parts = {side: split_by_hash(prompts, SHARES, seed=config.seed) for side, prompts in sides.items()}
+    parts = {"harmful": split_evenly(harmful, SHARES, seed=config.seed)}
+    partners = {p.pair_id: part for part, prompts in parts["harmful"].items() for p in prompts if p.pair_id is not None}
+    for side, prompts in (("matched", matched), ("unmatched", unmatched)):
+        parts[side] = split_evenly(prompts, SHARES, seed=config.seed, partners=partners)
     return _inputs(model, parts, config)
 
 
