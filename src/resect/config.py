@@ -101,6 +101,12 @@ class SRAConfig(BaseModel):
     keep_text: bool = False
     """Keep prompts and responses in samples.jsonl; otherwise only hashes and verdicts are stored."""
 
+    def only(self, *names: str) -> "SRAConfig":
+        """Return a view that has these settings and no others: reading another one is an AttributeError."""
+        view = self.model_copy()
+        object.__setattr__(view, "__dict__", {name: getattr(self, name) for name in names})
+        return view
+
     @model_validator(mode="after")
     def _check(self) -> "SRAConfig":
         for arm in self.arms:

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from resect import __version__, artifacts
+from resect.cache import Cache
 from resect.config import SRAConfig, dump_toml, make_config
 from resect.edit.plan import EditPlan
 from resect.edit.proof import FILE as PROOF
@@ -31,14 +32,18 @@ MATERIALS = {"harmful": "rows", "harmless": "rows", "atoms": "atoms"}
 """Files of `activations/` that materials are made of, with the tensor in each."""
 
 
-def run_sra(inputs: StudyInputs, config: SRAConfig, out: Path, *, on_step: Callable[[str], None] | None = None) -> sra.SRAResult:
+def run_sra(
+    inputs: StudyInputs, config: SRAConfig, out: Path, *, on_step: Callable[[str], None] | None = None, cache: Cache | None = None
+) -> sra.SRAResult:
     """Run the SRA study into a folder and return its result; a folder with an unfinished run of the same settings is continued.
+
+    What another run has computed already is taken from the cache, if there is one, with the same bytes in the folder.
 
     Raises:
         UserError: the folder holds something else, or what the study raises.
     """
     open_folder(out, settings(inputs, config))
-    steps = Steps(out, on_step)
+    steps = Steps(out, on_step, cache)
     result = sra.run(inputs, config, steps)
     about = save_about(out, inputs, config, result.materials)
     save_directions(out, about, result.materials.raw)

@@ -10,12 +10,19 @@ from resect.commands import options as o
 
 
 @app.command()
-def demo(out: o.Out = Path("runs/demo"), config: o.Config = None, settings: o.Set = [], as_json: o.Json = False) -> None:  # noqa: B006, FBT002
+def demo(
+    out: o.Out = Path("runs/demo"),
+    config: o.Config = None,
+    settings: o.Set = [],  # noqa: B006
+    no_cache: o.NoCache = False,  # noqa: FBT002
+    as_json: o.Json = False,  # noqa: FBT002
+) -> None:
     """Run the SRA study on the shipped model organism; needs no network and no files."""
     from resect.commands import study
     from resect.commands.inputs import SHIPPED, Sources
 
-    study.run_study(Sources(SHIPPED), study.collect(config, settings, {}), out=out, as_json=as_json)
+    given = study.collect(config, settings, {})
+    study.run_study(Sources(SHIPPED), given, out=out, no_cache=no_cache, as_json=as_json)
 
 
 @app.command()
@@ -39,6 +46,7 @@ def sra(  # noqa: PLR0913  one parameter per option
     device: o.Device = "auto",
     revision: o.Revision = None,
     trust: o.Trust = False,  # noqa: FBT002
+    no_cache: o.NoCache = False,  # noqa: FBT002
     as_json: o.Json = False,  # noqa: FBT002
 ) -> None:
     """Run the surgical refusal ablation study with its controls on a chat model."""
@@ -49,4 +57,4 @@ def sra(  # noqa: PLR0913  one parameter per option
     named |= {"filter_by_behaviour": False if no_filter else None, "keep_text": True if keep_text else None}
     sources = Sources(model, harmful, harmless, tuple(atoms), tuple(questions), text, dtype, revision)
     given = study.collect(config, settings, named)
-    study.run_study(sources, given, out=out, device=device, trust_remote_code=trust, as_json=as_json)
+    study.run_study(sources, given, out=out, device=device, trust_remote_code=trust, no_cache=no_cache, as_json=as_json)

@@ -7,6 +7,7 @@ from typing import Any, get_args
 
 from resect import artifacts
 from resect.activations import Named
+from resect.cache import open_cache
 from resect.commands import console
 from resect.commands.inputs import Sources, open_run
 from resect.config import SRAConfig, load_config, make_config
@@ -64,17 +65,24 @@ def position(text: str | None) -> str | int | None:
 
 
 def run_study(
-    sources: Sources, given: dict[str, Any], *, out: Path, device: str = "auto", trust_remote_code: bool = False, as_json: bool = False
+    sources: Sources,
+    given: dict[str, Any],
+    *,
+    out: Path,
+    device: str = "auto",
+    trust_remote_code: bool = False,
+    no_cache: bool = False,
+    as_json: bool = False,
 ) -> None:
     """Run the study into a folder with its report, and show the table, the forecast and what the gain is made of."""
-    config = resolve(sources, given)
+    config, cache = resolve(sources, given), None if no_cache else open_cache()
     console.quiet_libraries()
     load = sources.prepare(config, device=device, trust_remote_code=trust_remote_code)
     with console.progress("SRA study", total=16 + 3 * len(config.arms) + len(config.lam_sweep)) as step:
         step("loading")
         inputs = load()
         open_run(sources, inputs, config, out)
-        result = run_sra(inputs, config, out, on_step=step)
+        result = run_sra(inputs, config, out, on_step=step, cache=cache)
         step("report")
         page = build_report(out)
         finish(out)

@@ -20,6 +20,8 @@ from resect.studies.lab import Lab
 from resect.studies.scores import Reference
 
 DRAWS = 1000
+SETTINGS = ("curve_strengths", "max_refusal", "matched_refusal", "max_new_tokens")
+"""Settings that `trace` reads."""
 Floats = NDArray[np.float64]
 Curve = tuple[Floats, Floats, Floats]
 

@@ -72,7 +72,7 @@ def _prediction(excess: float, fall: float, curvature: float) -> Prediction:
     return Prediction(strength, strength**2 / 2 * curvature)
 
 
-def forecast(lab: Lab, behaviour: Behaviour, *, raw: list[EditPlan], clean: list[EditPlan], known: dict[str, float]) -> dict[str, Any]:
+def forecast(lab: Lab, behaviour: Behaviour, raw: list[EditPlan], clean: list[EditPlan], known: dict[str, float]) -> dict[str, Any]:
     """Return the forecast as `study.json` holds it: value, threshold, sentence, the two predictions, other known quantities.
 
     `raw` and `clean` are the plans of `standard` and `sra` at unit strength, one for every place that validation tries.

@@ -1,34 +1,51 @@
-"""The bench of a study: the model with its writers, rendered prompts, and edits put on and taken off."""
+"""The model of a study with its writers, rendered prompts, edits put on and taken off, and the names under which results are kept."""
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from copy import copy
+from dataclasses import astuple, dataclass, field
 
 from jaxtyping import Float
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
+from resect.cache import Cache, Kept, Key
 from resect.config import SRAConfig
+from resect.digests import digest, tensor_digest
 from resect.edit import hooks
 from resect.edit.plan import EditPlan
 from resect.evaluation.logprobs import next_token_logprobs
 from resect.generation import Response, read, respond
 from resect.models.chat import Rendered, render
+from resect.models.identity import has_hooks, identity
 from resect.models.load import ChatModel
-from resect.models.writers import Writer, find_writers
-from resect.prompts import Prompt
+from resect.models.writers import Writer, find_writers, from_tensors, to_tensors
+from resect.prompts import Prompt, PromptSet
+
+log = logging.getLogger(__name__)
+
+PASS = ("system", "thinking", "batch_tokens")
+"""Settings that every forward pass depends on."""
 
 
 @dataclass(eq=False)
 class Lab:
-    """Model, writers and settings together; the only state is the memo of rendered prompts."""
+    """Model, writers and settings together; the only state are memos: of rendered prompts and of what models and tensors are."""
 
     model: ChatModel
     config: SRAConfig
+    cache: Cache | None = None
     writers: tuple[Writer, ...] = field(init=False)
     _rendered: dict[Prompt, Rendered] = field(init=False, default_factory=dict)
+    _identities: dict[ChatModel, str] = field(init=False, default_factory=dict)
+    _digests: WeakTensorKeyDictionary = field(init=False, default_factory=WeakTensorKeyDictionary)
 
     def __post_init__(self) -> None:
-        self.writers = find_writers(self.model)
+        if self.cache is not None and has_hooks(self.model):
+            log.warning("%s has hooks of somebody else, so nothing computed with it is kept or taken from the cache.", self.model.name)
+            self.cache = None
+        self.writers = self._writers()
 
     @property
     def layers(self) -> int:
@@ -61,3 +78,45 @@ class Lab:
         """Apply a plan by hooks for the time of a `with` block; the weights are never touched."""
         with hooks.applied(self.model, self.writers, plan):
             yield
+
+    def only(self, *settings: str) -> "Lab":
+        """Return the lab with these settings and `PASS`; reading another one is an error, since no key would tell it apart."""
+        narrow = copy(self)
+        narrow.config = self.config.only(*PASS, *settings)
+        return narrow
+
+    def key(self, what: str, *made_of: object) -> Key | None:
+        """Return the name of what is made with the model and the settings of this lab from these values and nothing else.
+
+        Prompts count with the tokens that they become. None without a cache.
+        """
+        if self.cache is None:
+            return None
+        special = {ChatModel: self._identity, Tensor: self._tensor_digest, PromptSet: lambda p: p.prompts, Prompt: self._as_asked}
+        parts = [what, self.model, dict(sorted(vars(self.config).items())), made_of]
+        return Key(digest(parts, special), self.model.name)
+
+    def _writers(self) -> tuple[Writer, ...]:
+        key = self.only().key("writers")
+        kept = self.cache.find(key) if self.cache and key else None
+        if kept is not None:
+            return from_tensors(kept.tensors, kept.value)
+        found = find_writers(self.model)
+        if self.cache and key:
+            tensors, description = to_tensors(found)
+            self.cache.keep(key, Kept(description, tensors), step="writers")
+        return found
+
+    def _identity(self, model: ChatModel) -> str:
+        if model not in self._identities:
+            self._identities[model] = identity(model)
+        return self._identities[model]
+
+    def _tensor_digest(self, tensor: Tensor) -> str:
+        if tensor not in self._digests:
+            self._digests[tensor] = tensor_digest(tensor)
+        return self._digests[tensor]
+
+    def _as_asked(self, prompt: Prompt) -> list[object]:
+        (rendered,) = self.render([prompt])
+        return [astuple(prompt), rendered.ids, rendered.user_end, rendered.in_thinking]

@@ -18,6 +18,13 @@ from resect.studies.arms import Choice, Recipe, places
 from resect.studies.behaviour import Behaviour
 from resect.studies.lab import Lab
 
+PLACES = ("windows", "source", "source_layers")
+"""Settings that say where edits are tried (`arms.places`)."""
+READING = ("opening_tokens", "seed")
+"""Settings that `figures` reads."""
+SETTINGS = (*PLACES, *READING, "strengths", "max_refusal", "finalists")
+"""Settings that `select` reads."""
+
 
 @dataclass(frozen=True)
 class Candidate:

@@ -3,13 +3,13 @@
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from torch import Tensor
 
 from resect import artifacts
+from resect.cache import Cache, Kept, Key
 
-T = TypeVar("T")
 TENSORS = "resect.step/1"
 
 
@@ -18,28 +18,45 @@ class Steps:
 
     A step's file appears only when it is whole (written to a temporary name, then renamed). JSON numbers round-trip
     exactly, so a resumed run continues from the very values that the killed one had.
+
+    With a cache a step that has a key is taken from there, if another run has done it already, and kept there once it is done.
     """
 
-    def __init__(self, folder: Path, on_step: Callable[[str], None] | None = None) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, on_step: Callable[[str], None] | None = None, cache: Cache | None = None) -> None:
+        self.folder, self.cache = folder, cache
         self.on_step = on_step or (lambda _: None)
         self.seconds: dict[str, float] = {}
 
-    def json(self, name: str, compute: Callable[[], Any]) -> Any:
+    def json(self, name: str, compute: Callable[[], Any], *, key: Key | None = None) -> Any:
         """Return the step's JSON value, computed or read back."""
         path = self.folder / "steps" / f"{name}.json"
         if not path.exists():
-            artifacts.write_json(path, self._timed(name, compute))
+            kept = self._kept(key)
+            value = self._timed(name, compute) if kept is None else kept.value
+            artifacts.write_json(path, value)
+            if kept is None:
+                self._keep(key, Kept(value), name)
         return artifacts.read_json(path)
 
-    def tensors(self, name: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    def tensors(self, name: str, compute: Callable[[], dict[str, Tensor]], *, key: Key | None = None) -> dict[str, Tensor]:
         """Return the step's tensors, computed or read back."""
         path = self.folder / "activations" / f"{name}.safetensors"
         if not path.exists():
-            artifacts.save_tensors(path, self._timed(name, compute), {"format": TENSORS, "step": name})
+            kept = self._kept(key)
+            tensors = self._timed(name, compute) if kept is None else kept.tensors
+            artifacts.save_tensors(path, tensors, {"format": TENSORS, "step": name})
+            if kept is None:
+                self._keep(key, Kept(tensors=tensors), name)
         return artifacts.load_tensors(path, format=TENSORS)[0]
 
-    def _timed(self, name: str, compute: Callable[[], T]) -> T:
+    def _kept(self, key: Key | None) -> Kept | None:
+        return self.cache.find(key) if self.cache and key else None
+
+    def _keep(self, key: Key | None, kept: Kept, name: str) -> None:
+        if self.cache and key:
+            self.cache.keep(key, kept, step=name)
+
+    def _timed(self, name: str, compute: Callable[[], Any]) -> Any:
         self.on_step(name)
         start = time.perf_counter()
         value = compute()
