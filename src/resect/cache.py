@@ -68,19 +68,17 @@ class Cache:
     def find(self, key: Key) -> Kept | None:
         """Return an entry, or None if there is none that can be trusted."""
         path = self._path(key.name)
+        seen = _seen(path) if self._ready() else None
+        if seen is None:
+            return None
         try:
-            if not (self._ready() and path.is_file()):
-                return None
             kept, about = _read(path)
             if about["key"] != key.name:
                 raise UserError(f"{path} holds another entry.")
         except UserError as error:
-            if path.exists():  # else another process has just removed it
+            if _seen(path) == seen:  # else another process has removed or replaced it meanwhile
                 log.warning("An entry of the cache is damaged and made again: %s", error)
                 self._remove(path)
-            return None
-        except OSError as error:
-            self._give_up(error)
             return None
         with contextlib.suppress(OSError):  # a folder that cannot be written to may still be read
             os.utime(path)
@@ -177,6 +175,15 @@ def open_cache() -> Cache:
     if limit <= 0:
         raise UserError(f"{SIZE} is {given!r}, which is no positive number of gigabytes; give one, leave it unset, or use --no-cache.")
     return Cache(Path(place).expanduser(), limit=limit)
+
+
+def _seen(path: Path) -> tuple[int, int] | None:
+    """Return what tells a file from one that replaced it; None if there is none to read."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
 
 
 def _read(path: Path) -> tuple[Kept, dict[str, Any]]:
