@@ -70,6 +70,7 @@ TESTED_IN: dict[str, tuple[str, tuple[str, ...]]] = {
         ),
     ),
     "studies/test_sra.py": ("what the steps of the study share", ("studies/bench.py",)),
+    "e2e/test_cache.py": ("what the commands show and remove", ("cli/cache.py", "commands/cache.py")),
     "e2e/test_directions_files.py": ("files in and out through the command line", ("commands/convert.py",)),
     "e2e/test_inspect.py": ("what the command shows", ("commands/inspect.py", "commands/memory.py")),
     "test_cli.py": (
@@ -89,7 +90,6 @@ TESTED_IN: dict[str, tuple[str, tuple[str, ...]]] = {
             "commands/organism.py",
             "commands/stages.py",
             "commands/streamed.py",
-            "studies/lab.py",
             "studies/scores.py",
         ),
     ),

@@ -59,10 +59,14 @@ def checksum(tensor: Tensor) -> int:
 @cache
 def own_code() -> str:
     """Return a hash over resect's own source and data, as far as they can change a result."""
+    return digest({name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in sorted(own_files().items())})
+
+
+def own_files() -> dict[str, Path]:
+    """Return resect's source and data files by their names in the package, but for commands, report and the shipped weights."""
     root = Path(__file__).parents[1]
-    files = {p.relative_to(root): p for p in root.rglob("*") if p.is_file() and p.suffix != ".pyc"}
-    kept = {name.as_posix(): path for name, path in files.items() if name.parts[0] not in _ABOVE and name.parts[:2] != ("data", "organism")}
-    return digest({name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in sorted(kept.items())})
+    found = {p.relative_to(root): p for p in root.rglob("*") if p.is_file() and p.suffix != ".pyc"}
+    return {name.as_posix(): p for name, p in found.items() if name.parts[0] not in _ABOVE and name.parts[:2] != ("data", "organism")}
 
 
 def _network_code(model: ChatModel) -> dict[str, str]:
