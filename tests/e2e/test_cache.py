@@ -1,5 +1,6 @@
 """A second study into another folder: no forward pass, the same bytes; and everything that must make it compute again."""
 
+import hashlib
 import json
 import re
 import shutil
@@ -59,7 +60,8 @@ def asked(tmp_path_factory):
     folder, organism = tmp_path_factory.mktemp("model"), load_organism()
     shutil.copytree(organism.folder / "aligned", folder / "model")
     language = organism.language
-    sides = {"harmful": language.harmful("extract").prompts[:48], "harmless": language.harmless("extract").prompts[:48]}
+    harmless = language.harmless("extract").prompts
+    sides = {"harmful": language.harmful("extract").prompts[:48], "harmless": harmless[:48], "other": harmless[48:96]}
     for side, prompts in sides.items():
         (folder / f"{side}.jsonl").write_text("".join(json.dumps({"text": p.text}) + "\n" for p in prompts))
     (folder / "atoms").mkdir()
@@ -77,34 +79,25 @@ def arguments(folder, run, **settings):
 
 def test_a_second_study_makes_no_forward_pass_and_the_same_bytes(resect, passes, cache_place, tmp_path):
     settings = options(TINY | {"arms": ["standard", "sra"], "passes": 2})
-    runs = [tmp_path / name for name in ("first", "second", "without", "changed", "changed_without")]
-    made = []
-    for run, more in zip(runs, ((), (), ("--no-cache",), ("--set", "lams=[2.0]"), ("--set", "lams=[2.0]", "--no-cache")), strict=True):
+    changed = ("--set", "lams=[2.0]")
+    made, runs = {}, {name: tmp_path / name for name in ("first", "second", "changed", "changed without")}
+    for (name, run), more in zip(runs.items(), ((), (), changed, (*changed, "--no-cache")), strict=True):
         passes.clear()
-        kept = {p.name: p.read_bytes() for p in cache_place.rglob("*.safetensors")}
+        kept = {p.name: p.stat() for p in cache_place.rglob("*.safetensors")}
         said = resect("demo", "--out", run, *settings, *more)
         assert said.code == 0, said.err
-        made.append(len(passes))
-        if "--no-cache" in more:
-            assert {p.name: p.read_bytes() for p in cache_place.rglob("*.safetensors")} == kept
-    first, second, without, changed, changed_without = made
-    assert second == 0
-    assert 0 < changed < 0.6 * changed_without
-    assert first > 0 < without
-    assert manifest(runs[0]) == manifest(runs[1]) == manifest(runs[2])
-    assert manifest(runs[3]) == manifest(runs[4]) != manifest(runs[0])
-    steps = artifacts.read_json(runs[3] / "timings.json")["seconds"]
-    assert {"selection_sra", "test_sra", "curve_sra", "passes", "lambda_1"} <= set(steps)
-    assert not {
-        "base_harmful_test",
-        "harmful",
-        "atoms",
-        "judges",
-        "selection_standard",
-        "test_base",
-        "test_standard",
-        "curve_standard",
-    } & set(steps)
+        made[name] = len(passes)
+    assert {p.name: p.stat() for p in cache_place.rglob("*.safetensors")} == kept  # the last run neither wrote nor read
+    assert made["second"] == 0 < made["first"]
+    assert 0 < made["changed"] < 0.6 * made["changed without"]
+    assert manifest(runs["first"]) == manifest(runs["second"])
+    assert manifest(runs["changed"]) == manifest(runs["changed without"]) != manifest(runs["first"])
+    steps = set(artifacts.read_json(runs["changed"] / "timings.json")["seconds"])
+    assert {"selection_sra", "test_sra", "curve_sra", "passes"} <= steps
+    assert (
+        not {"base_harmful_test", "harmful", "atoms", "judges", "selection_standard", "test_base", "test_standard", "curve_standard"}
+        & steps
+    )
 
 
 def flip(path):
@@ -113,38 +106,44 @@ def flip(path):
     path.write_bytes(data)
 
 
+WARM = {"base_harmful_test", "base_harmless_extract", "judges", "harmful", "harmless", "atoms"}
 CHANGES = {
-    "a weight byte": (lambda folder: flip(folder / "model" / "model.safetensors"), ()),
-    "the template": (lambda folder: rewrite(folder / "model" / "chat_template.jinja", r"\Z", "{# #}"), ()),
-    "a prompt": (lambda folder: rewrite(folder / "harmless.jsonl", r"\A[^\n]*\n", ""), ()),
-    "the dtype": (lambda folder: None, ("--dtype", "bfloat16")),
-    "the position": (lambda folder: None, ("--position", "-2")),
+    "a weight byte": WARM,
+    "the template": WARM,
+    "the prompts of one side": {"base_harmless_extract", "judges", "harmless"},
+    "the dtype": WARM,
+    "the position": {"harmful", "harmless", "atoms"},
 }
-WARM = ("base_harmful_test", "base_harmless_extract", "harmful", "atoms")
+"""What must be computed again, and nothing else of `WARM`."""
 
 
-def rewrite(path, pattern, new):
-    path.write_text(re.sub(pattern, new, path.read_text(), count=1))
+def changed(asked, folder, run, what):
+    """Return the arguments for a copy of the files in which one thing is another."""
+    shutil.copytree(asked, folder)
+    given = list(arguments(folder, run))
+    if what == "a weight byte":
+        flip(folder / "model" / "model.safetensors")
+    if what == "the template":
+        template = folder / "model" / "chat_template.jinja"
+        template.write_text(template.read_text() + "{# #}")
+    if what == "the prompts of one side":
+        given[given.index("--harmless") + 1] = folder / "other.jsonl"
+    return given + {"the dtype": ["--dtype", "bfloat16"], "the position": ["--position", "-2"]}.get(what, [])
 
 
-@pytest.mark.parametrize("what", list(CHANGES))
-def test_what_is_changed_is_computed_again(resect, passes, asked, tmp_path, what):
-    folder = shutil.copytree(asked, tmp_path / "files")
-    said = resect("activations", *arguments(folder, tmp_path / "first"))
-    assert said.code == 0, said.err
-    passes.clear()
-    assert resect("activations", *arguments(folder, tmp_path / "second")).code == 0
+def test_what_is_changed_is_computed_again_and_nothing_else(resect, passes, asked, tmp_path):
+    for run in ("first", "second"):
+        passes.clear()
+        said = resect("activations", *arguments(asked, tmp_path / run))
+        assert said.code == 0, said.err
     assert not passes
-    change, more = CHANGES[what]
-    change(folder)
-    said = resect("activations", *arguments(folder, tmp_path / "third"), *more)
-    assert said.code == 0, said.err
-    assert passes
-    computed = {line.split(": ")[1] for line in said.err.splitlines() if line.startswith("activations: ")}
-    expected = {"a prompt": {"base_harmless_extract"}, "the position": {"harmful", "atoms"}}.get(what, set(WARM))
-    assert {name for name in WARM if name in computed} >= expected
-    if what == "the position":
-        assert not {"base_harmful_test", "judges"} & computed
+    for n, (what, expected) in enumerate(CHANGES.items()):
+        passes.clear()
+        said = resect("activations", *changed(asked, tmp_path / f"files{n}", tmp_path / f"run{n}", what))
+        assert said.code == 0, said.err
+        assert passes, what
+        computed = {line.split(": ")[1] for line in said.err.splitlines() if line.startswith("activations: ")}
+        assert computed & WARM == expected, what
 
 
 def test_a_damaged_entry_is_made_again_with_a_warning(resect, asked, cache_place, tmp_path, caplog):
@@ -165,6 +164,16 @@ def everything_kept(place):
             yield header["step"], header["value"], {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
+def rows_of_ids(value):
+    """Return the lists of at least four integers in a value, but for the runs of refusals that the echo judge knows."""
+    if isinstance(value, dict):
+        return [row for k, v in value.items() if k not in ("runs", "ids") for row in rows_of_ids(v)]
+    if not isinstance(value, list):
+        return []
+    own = len(value) >= 4 and all(type(x) is int for x in value)
+    return [value] if own else [row for item in value for row in rows_of_ids(item)]
+
+
 def flat(value):
     if isinstance(value, dict):
         return [x for item in value.items() for x in flat(item)]
@@ -177,34 +186,22 @@ def test_no_answer_to_a_harmful_prompt_is_kept_unless_texts_are_asked_for(resect
     samples = [json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
     assert any(row["set"] == "harmful" and row["verdict"] == "comply" for row in samples)
     tokenizer = load_model(asked / "model").tokenizer
-    texts, answers = [], []
+    harmful = {row["response"] for row in samples if row["set"] == "harmful"}
+    answers = []
     for step, value, tensors in everything_kept(cache_place):
-        texts += [
-            x
-            for x in flat(value)
-            if isinstance(x, str)
-            and len(x) > 24
-            and not re.fullmatch(r"[0-9a-f]{64}|[\w.]+|Cleaning is .*|.* was the last allowed|.* still refuse", x)
-        ]
-        answers += value if step.startswith("base_") and isinstance(value, list) and value and isinstance(value[0], list) else []
         assert not any(t.dtype in (torch.int64, torch.int32) for t in tensors.values()), step
-    assert not texts
-    # Token ids are those of answers to harmless prompts; nothing else in the cache is a list of lists of them.
-    harmful = set((asked / "harmful.jsonl").read_text().splitlines())
+        if step.startswith("base_harmless") and value:
+            answers += value
+        elif step not in ("edit_proof", "forecast", "passes"):  # whose sentences are resect's own
+            assert not rows_of_ids(value), step
+            assert all(len(x) <= 24 or re.fullmatch("[0-9a-f]{64}", x) for x in flat(value) if isinstance(x, str)), step
+    # The only token ids are those of the base's answers to harmless prompts.
     assert len(answers) == 32
-    assert harmful
-    shown = [tokenizer.decode(ids, skip_special_tokens=True) for ids in answers]
-    assert not {row["response"] for row in samples if row["set"] == "harmful" and row["arm"] == "sra"} & {sha(t) for t in shown}
+    assert not harmful & {hashlib.sha256(tokenizer.decode(ids, skip_special_tokens=True).encode()).hexdigest() for ids in answers}
     again = resect("sra", *arguments(asked, tmp_path / "texts", keep_text=True))
     assert again.code == 0
     kept = [v for step, v, _ in everything_kept(cache_place) if step == "test_sra"]
     assert sorted(v["harmful"]["text"] is not None for v in kept) == [False, True]
-
-
-def sha(text):
-    import hashlib
-
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def test_the_cache_is_listed_and_cleared(resect, asked, cache_place, tmp_path):
