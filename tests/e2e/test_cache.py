@@ -192,7 +192,7 @@ def test_no_answer_to_a_harmful_prompt_is_kept_unless_texts_are_asked_for(resect
         assert not any(t.dtype in (torch.int64, torch.int32) for t in tensors.values()), step
         if step.startswith("base_harmless") and value:
             answers += value
-        elif step not in ("edit_proof", "forecast", "passes"):  # whose sentences are resect's own
+        elif step not in ("writers", "edit_proof", "forecast", "passes"):  # whose names and sentences are resect's own
             assert not rows_of_ids(value), step
             assert all(len(x) <= 24 or re.fullmatch("[0-9a-f]{64}", x) for x in flat(value) if isinstance(x, str)), step
     # The only token ids are those of the base's answers to harmless prompts.
