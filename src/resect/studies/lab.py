@@ -31,13 +31,14 @@ PASS = ("system", "thinking", "batch_tokens")
 
 @dataclass(eq=False)
 class Lab:
-    """Model, writers and settings together; the only state are memos: of rendered prompts and of what models and tensors are."""
+    """Model, writers and settings together; the only state are memos: of rendered prompts, and of digests."""
 
     model: ChatModel
     config: SRAConfig
     cache: Cache | None = None
     writers: tuple[Writer, ...] = field(init=False)
     _rendered: dict[Prompt, Rendered] = field(init=False, default_factory=dict)
+    _asked: dict[Prompt, str] = field(init=False, default_factory=dict)
     _identities: dict[ChatModel, str] = field(init=False, default_factory=dict)
     _digests: WeakTensorKeyDictionary = field(init=False, default_factory=WeakTensorKeyDictionary)
 
@@ -117,6 +118,8 @@ class Lab:
             self._digests[tensor] = tensor_digest(tensor)
         return self._digests[tensor]
 
-    def _as_asked(self, prompt: Prompt) -> list[object]:
-        (rendered,) = self.render([prompt])
-        return [astuple(prompt), rendered.ids, rendered.user_end, rendered.in_thinking]
+    def _as_asked(self, prompt: Prompt) -> str:
+        if prompt not in self._asked:
+            (rendered,) = self.render([prompt])
+            self._asked[prompt] = digest([astuple(prompt), rendered.ids, rendered.user_end, rendered.in_thinking])
+        return self._asked[prompt]
