@@ -1,5 +1,7 @@
 """Tiny random models of many architectures; a test with a `family` argument runs once for each."""
 
+import os
+
 import pytest
 import torch
 import transformers
@@ -32,6 +34,26 @@ LATENT |= {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_si
 LATENT |= {"topk_group": 1, "first_k_dense_replace": 1}
 FLAT = HYBRID | EXPERTS | {"shared_expert_intermediate_size": 16, "hc_lowrank": 8, "layer_types": ["linear_attention", "indexed_attention"]}
 FLAT |= {"indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 8, "indexer_budget": 8, "indexer_compress_ratio": 4}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_cache_of_the_user(tmp_path_factory):
+    """Nothing of the test run goes to the user's own cache, whichever fixture starts it."""
+    before = os.environ.get("RESECT_CACHE")
+    os.environ["RESECT_CACHE"] = str(tmp_path_factory.mktemp("session_cache"))
+    yield
+    os.environ.pop("RESECT_CACHE")
+    if before is not None:
+        os.environ["RESECT_CACHE"] = before
+
+
+@pytest.fixture(autouse=True)
+def cache_place(tmp_path_factory, monkeypatch):
+    """A cache of its own for each test: what another test computed must not stand in for what this one tests."""
+    place = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("RESECT_CACHE", str(place))
+    return place
+
 
 FAMILIES = (
     "qwen3",

@@ -95,6 +95,7 @@ TESTED_IN: dict[str, tuple[str, tuple[str, ...]]] = {
     "studies/test_contrast_verdicts.py": ("the tests that verdicts count", ("studies/contrast_scores.py",)),
     "e2e/test_contrast.py": ("the command as a user runs it", ("commands/contrast.py",)),
     "studies/test_sra.py": ("what the steps of the study share", ("studies/bench.py",)),
+    "e2e/test_cache.py": ("what the commands show and remove", ("cli/cache.py", "commands/cache.py")),
     "e2e/test_directions_files.py": ("files in and out through the command line", ("commands/convert.py",)),
     "e2e/test_evaluate.py": (
         "checkpoints scored through the command line",

@@ -65,6 +65,16 @@ def load_tensors(path: Path, *, format: str, axes: Mapping[str, int] | None = No
     return tensors, header
 
 
+def read_header(path: Path, *, format: str) -> dict[str, Any]:
+    """Return the header of a tensor file without reading its tensors; raises `UserError` as `load_tensors` does."""
+    _check_exists(path, kind="file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return _header(path, file.metadata() or {}, format)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} cannot be read as safetensors: {_told(path, error)}.") from error
+
+
 def write_json(path: Path, data: object) -> None:
     """Write JSON with sorted keys, two spaces of indent and a final newline.
 

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from resect import __version__, artifacts
+from resect.cache import Cache
 from resect.config import ContrastConfig, SRAConfig, StudyConfig, dump_toml, make_config
 from resect.edit.plan import EditPlan
 from resect.edit.proof import FILE as PROOF
@@ -32,14 +33,18 @@ MATERIALS = {"harmful": "rows", "harmless": "rows", "atoms": "atoms"}
 """Files of `activations/` that materials are made of, with the tensor in each."""
 
 
-def run_sra(inputs: StudyInputs, config: SRAConfig, out: Path, *, on_step: Callable[[str], None] | None = None) -> sra.SRAResult:
+def run_sra(
+    inputs: StudyInputs, config: SRAConfig, out: Path, *, on_step: Callable[[str], None] | None = None, cache: Cache | None = None
+) -> sra.SRAResult:
     """Run the SRA study into a folder and return its result; a folder with an unfinished run of the same settings is continued.
+
+    What another run has computed already is taken from the cache, if there is one, with the same bytes in the folder.
 
     Raises:
         UserError: the folder holds something else, or what the study raises.
     """
     open_folder(out, settings(inputs, config))
-    steps = Steps(out, on_step)
+    steps = Steps(out, on_step, cache)
     result = sra.run(inputs, config, steps)
     about = save_about(out, inputs, config, result.materials)
     save_directions(out, about, result.materials.raw)
@@ -54,7 +59,7 @@ def run_sra(inputs: StudyInputs, config: SRAConfig, out: Path, *, on_step: Calla
 
 
 def run_contrast(
-    inputs: ContrastInputs, config: ContrastConfig, out: Path, *, on_step: Callable[[str], None] | None = None
+    inputs: ContrastInputs, config: ContrastConfig, out: Path, *, on_step: Callable[[str], None] | None = None, cache: Cache | None = None
 ) -> contrast.ContrastResult:
     """Run the contrast study into a folder and return its result; a folder with an unfinished run of the same settings is continued.
 
@@ -62,7 +67,7 @@ def run_contrast(
         UserError: the folder holds something else, or what the study raises.
     """
     open_folder(out, settings(inputs, config, study="contrast"))
-    steps = Steps(out, on_step)
+    steps = Steps(out, on_step, cache)
     result = contrast.run(inputs, config, steps)
     about = {"model": inputs.model.name, "model_fingerprint": inputs.model.fingerprint, "position": config.position}
     for arm in (a for a in result.arms if not a.control):

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from resect import artifacts, cleaning
+from resect.cache import Cache
 from resect.config import SRAConfig
 from resect.edit.plan import EditPlan
 from resect.errors import UserError, unknown_name
@@ -66,13 +67,15 @@ class Fixed:
         return any(value is not None for value in (self.strength, self.source, self.window))
 
 
-def take_activations(inputs: StudyInputs, config: SRAConfig, run: Path, *, on_step: Callable[[str], None] | None = None) -> Bench:
+def take_activations(
+    inputs: StudyInputs, config: SRAConfig, run: Path, *, on_step: Callable[[str], None] | None = None, cache: Cache | None = None
+) -> Bench:
     """Observe the base model, capture both sides and the atoms into the (open) run folder, and return the bench.
 
     Raises:
         UserError: what `sra.prepare` raises.
     """
-    bench = sra.prepare(inputs, config, Steps(run, on_step))
+    bench = sra.prepare(inputs, config, Steps(run, on_step, cache))
     save_about(run, inputs, config, bench.materials)
     return bench
 
@@ -123,7 +126,7 @@ def make_edit(bench: Bench, run: Path, *, arm: str | None = None, fixed: Fixed) 
     narrow = _narrowed(bench, fixed)
     if arm is not None and not fixed.anything:
         name = _known(arm, "arm of this run", {a: a for a in bench.config.arms})
-        pick = bench.steps.json(f"selection_{name}", lambda: sra.select_arm(bench, name))
+        pick = sra.select_arm(bench, name)
         recipes = {selection.chosen(pick).softness: bench.chosen(name, pick)[0]}
     else:
         name, recipes = _recipes(narrow, run, arm)
@@ -134,7 +137,7 @@ def make_edit(bench: Bench, run: Path, *, arm: str | None = None, fixed: Fixed) 
     if not (run / "study.json").exists():
         _forget_after(run, "edit")
     plan = recipes[choice.softness].plan(bench.lab.writers, choice)
-    save_edit(run, read_about(run), plan, arm=name, choice=entry, proof=sra.prove_plan(bench, plan))
+    save_edit(run, read_about(run), plan, arm=name, choice=entry, proof=sra.prove_plan(bench.lab, plan))
     return entry
 
 
@@ -149,8 +152,8 @@ def evaluate(bench: Bench, run: Path) -> dict[str, Any]:
     if description.get("model_fingerprint") != bench.inputs.model.fingerprint:
         raise UserError(f"The edit in {run} was made for another model than the one loaded now; make it again with: resect edit {run}")
     results = {
-        "base": bench.steps.json("test_base", lambda: sra.score_plan(bench, EditPlan(()))),
-        str(description["arm"]): bench.steps.json(f"test_edit_{_digest(run)}", lambda: sra.score_plan(bench, plan)),
+        "base": sra.score_plan(bench, "base", EditPlan(())),
+        str(description["arm"]): sra.score_plan(bench, f"edit_{_digest(run)}", plan),
     }
     evaluation = sra.evaluation_of(bench, results)
     artifacts.write_json(run / "evaluation.json", evaluation)

@@ -102,7 +102,7 @@ def test_a_base_that_hardly_refuses_cannot_be_matched() -> None:
 def test_the_point_that_was_scored_on_test_is_not_measured_again(bench, picked) -> None:
     recipe, choice = bench.chosen("sra", picked["sra"])
     choice = replace(choice, gamma=1.0)
-    scored = score_plan(bench, recipe.plan(bench.lab.writers, choice))
+    scored = score_plan(bench, "chosen", recipe.plan(bench.lab.writers, choice))
     known = curves.scored_point(scored, strength=choice.gamma)
     measured = curves.measure(bench.lab, recipe.plan(bench.lab.writers, choice), bench.behaviour, bench.reference, strength=choice.gamma)
     assert {k: known[k] for k in ("strength", "refused", "benign_refused", "recovered")} == {

@@ -70,7 +70,7 @@ def test_the_verdict_follows_the_two_predictions(bench):
         for arm in (raw_arm, clean_arm):
             recipes, choices = places(bench, arm)
             plans.append([recipes[c.softness].plan(bench.lab.writers, c) for c in choices])
-        return forecast(bench.lab, bench.behaviour, raw=plans[0], clean=plans[1], known={})
+        return forecast(bench.lab, bench.behaviour, plans[0], plans[1], {})
 
     there, back = made("standard", "sra"), made("sra", "standard")
     assert there["value"] * back["value"] == pytest.approx(1, rel=1e-6)
@@ -86,9 +86,7 @@ def test_a_direction_that_leads_nowhere_has_no_prediction(bench):
     there, back = predict(bench.lab, bench.behaviour, towards), predict(bench.lab, bench.behaviour, backwards)
     assert any(p.kl is not None for p in there)
     assert all((a.kl is None) != (b.kl is None) for a, b in zip(there, back, strict=True))
-    found = forecast(
-        bench.lab, bench.behaviour, raw=[b for b, p in zip(backwards, back, strict=True) if p.kl is None], clean=towards, known={}
-    )
+    found = forecast(bench.lab, bench.behaviour, [b for b, p in zip(backwards, back, strict=True) if p.kl is None], towards, {})
     assert found["pays"]
     assert found["value"] is None
     assert "the raw direction does not lower" in found["sentence"]
@@ -99,7 +97,7 @@ def test_a_network_without_gradients_gives_no_forecast(bench, monkeypatch):
         raise RuntimeError("derivative for aten::thing is not implemented\nmore")
 
     monkeypatch.setattr("resect.studies.forecast.slopes", broken)
-    found = forecast(bench.lab, bench.behaviour, raw=[], clean=[], known={"r_squared": 0.5})
+    found = forecast(bench.lab, bench.behaviour, [], [], {"r_squared": 0.5})
     assert found["pays"] is None
     assert found["sentence"] == "No forecast: the network cannot be differentiated (derivative for aten::thing is not implemented)."
     assert found["others"] == {"r_squared": 0.5}

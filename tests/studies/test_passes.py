@@ -15,7 +15,7 @@ def weak(bench, picked):
 
 
 def run(bench, recipe, choice):
-    return passes.run_passes(bench.lab, recipe, choice, materials=bench.materials, behaviour=bench.behaviour, reference=bench.reference)
+    return passes.run_passes(bench.lab, recipe, choice, bench.materials, bench.behaviour, bench.reference)
 
 
 def test_the_first_pass_is_the_edit_itself(bench, weak):

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from resect.cache import Cache, Key
 from resect.errors import UserError
 from resect.studies.steps import Steps
 
@@ -49,3 +50,36 @@ def test_only_computed_steps_are_announced_and_timed(tmp_path):
     assert told == ["one"]
     assert set(steps.seconds) == {"one"}
     assert again.seconds == {}
+
+
+def test_a_step_with_a_key_is_computed_once_for_all_folders(tmp_path):
+    cache, told = Cache(tmp_path / "cache"), []
+    one, two = (Key(letter * 64, "model") for letter in "ab")
+    value, rows = {"b": (1, 2.5), "a": None}, {"rows": torch.randn(3, 2)}
+    for folder, compute in (("first", lambda v: v), ("second", never_for)):
+        steps = Steps(tmp_path / folder, told.append, cache)
+        assert steps.json("one", lambda c=compute: c(value), key=one) == {"b": [1, 2.5], "a": None}
+        assert torch.equal(steps.tensors("two", lambda c=compute: c(rows), key=two)["rows"], rows["rows"])
+    assert told == ["one", "two"]
+    assert steps.seconds == {}
+    for name in ("steps/one.json", "activations/two.safetensors"):
+        assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
+
+
+def never_for(_value):
+    return never()
+
+
+def test_a_step_without_a_key_or_of_another_key_is_computed(tmp_path):
+    cache = Cache(tmp_path / "cache")
+    Steps(tmp_path / "first", cache=cache).json("one", lambda: 1, key=Key("a" * 64, "model"))
+    assert Steps(tmp_path / "second", cache=cache).json("one", lambda: 2, key=Key("b" * 64, "model")) == 2
+    assert Steps(tmp_path / "third", cache=cache).json("one", lambda: 3) == 3
+    assert Steps(tmp_path / "fourth").json("one", lambda: 4, key=Key("a" * 64, "model")) == 4
+
+
+def test_a_step_that_fails_is_not_kept(tmp_path):
+    cache, key = Cache(tmp_path / "cache"), Key("a" * 64, "model")
+    with pytest.raises(UserError, match=r"'rows'.* holds NaN"):
+        Steps(tmp_path / "first", cache=cache).tensors("one", lambda: {"rows": torch.tensor([float("nan")])}, key=key)
+    assert cache.find(key) is None

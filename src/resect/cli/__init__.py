@@ -5,7 +5,7 @@ from typing import Any
 
 import typer
 
-from resect.cli import evaluate, models, organism, stages, studies  # noqa: F401  importing joins them to the application
+from resect.cli import cache, evaluate, models, organism, stages, studies  # noqa: F401  importing joins them to the application
 from resect.cli.application import app
 from resect.errors import UserError
 

@@ -31,3 +31,5 @@ app = typer.Typer(
 )
 organism_app = typer.Typer(help="Model organisms: tiny transformers that learned to refuse, and their twins.", no_args_is_help=True)
 app.add_typer(organism_app, name="organism")
+cache_app = typer.Typer(help="Results kept from run to run, so that nothing is computed twice.", no_args_is_help=True)
+app.add_typer(cache_app, name="cache")

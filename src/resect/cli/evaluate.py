@@ -32,6 +32,7 @@ def evaluate(  # noqa: PLR0913
     device: o.Device = "auto",
     revision: o.Revision = None,
     trust: o.Trust = False,  # noqa: FBT002
+    no_cache: o.NoCache = False,  # noqa: FBT002
     as_json: o.Json = False,  # noqa: FBT002
 ) -> None:
     """Score a run's edit on its test prompts (stage 5), or a model on a suite: alone, against another, or with a run's edit."""
@@ -41,7 +42,7 @@ def evaluate(  # noqa: PLR0913
     if evaluate.is_run(target):
         if suite or against or run or judge or tasks or out or settings:
             evaluate.refuse_run(target)
-        stages.evaluate(Path(target), device=device, trust_remote_code=trust, as_json=as_json)
+        stages.evaluate(Path(target), device=device, trust_remote_code=trust, no_cache=no_cache, as_json=as_json)
         return
     options = JudgeOptions(
         names=tuple(judge) or DEFAULT,

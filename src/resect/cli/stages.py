@@ -27,6 +27,7 @@ def activations(  # noqa: PLR0913
     device: o.Device = "auto",
     revision: o.Revision = None,
     trust: o.Trust = False,  # noqa: FBT002
+    no_cache: o.NoCache = False,  # noqa: FBT002
     as_json: o.Json = False,  # noqa: FBT002
 ) -> None:
     """Stage 1: observe the base model and capture activations into a run folder."""
@@ -36,7 +37,7 @@ def activations(  # noqa: PLR0913
     named = {"seed": seed, "position": study.position(position), "filter_by_behaviour": False if no_filter else None}
     sources = Sources(model, harmful, harmless, tuple(atoms), tuple(questions), text, dtype, revision)
     given = study.collect(config, settings, named)
-    stages.activations(sources, given, out=out, device=device, trust_remote_code=trust, as_json=as_json)
+    stages.activations(sources, given, out=out, device=device, trust_remote_code=trust, no_cache=no_cache, as_json=as_json)
 
 
 @app.command()
@@ -61,7 +62,7 @@ def cleaning(
 
 
 @app.command()
-def edit(
+def edit(  # noqa: PLR0913
     run: o.Run,
     strength: Annotated[float | None, typer.Option(help="Peak strength; 1 removes, 2 reflects; unset lets validation choose.")] = None,
     source: Annotated[str | None, typer.Option(help="per_layer, or the layer whose direction is used everywhere.")] = None,
@@ -69,13 +70,14 @@ def edit(
     arm: Annotated[str | None, typer.Option(help="Take this arm of the study in place of the cleaned direction.")] = None,
     device: o.Device = "auto",
     trust: o.Trust = False,  # noqa: FBT002
+    no_cache: o.NoCache = False,  # noqa: FBT002
     as_json: o.Json = False,  # noqa: FBT002
 ) -> None:
     """Stage 4: make the edit; what is not given is chosen on validation."""
     from resect.commands import stages
 
     fixed = stages.Fixed(strength, stages.source(source), stages.layers(window, option="--window"))
-    stages.edit(run, arm=arm, fixed=fixed, device=device, trust_remote_code=trust, as_json=as_json)
+    stages.edit(run, arm=arm, fixed=fixed, device=device, trust_remote_code=trust, no_cache=no_cache, as_json=as_json)
 
 
 @app.command()

@@ -13,12 +13,18 @@ Unmatched = Annotated[str | None, typer.Option(help="Benign prompts on any topic
 
 
 @app.command()
-def demo(out: o.Out = Path("runs/demo"), config: o.Config = None, settings: o.Set = [], as_json: o.Json = False) -> None:  # noqa: B006, FBT002
+def demo(
+    out: o.Out = Path("runs/demo"),
+    config: o.Config = None,
+    settings: o.Set = [],  # noqa: B006
+    no_cache: o.NoCache = False,  # noqa: FBT002
+    as_json: o.Json = False,  # noqa: FBT002
+) -> None:
     """Run the SRA study on the shipped model organism; needs no network and no files."""
     from resect.commands import study
     from resect.commands.inputs import SHIPPED, Sources
 
-    study.run_study(Sources(SHIPPED), study.collect(config, settings, {}), out=out, as_json=as_json)
+    study.run_study(Sources(SHIPPED), study.collect(config, settings, {}), out=out, no_cache=no_cache, as_json=as_json)
 
 
 @app.command()
@@ -42,6 +48,7 @@ def sra(  # noqa: PLR0913  one parameter per option
     device: o.Device = "auto",
     revision: o.Revision = None,
     trust: o.Trust = False,  # noqa: FBT002
+    no_cache: o.NoCache = False,  # noqa: FBT002
     as_json: o.Json = False,  # noqa: FBT002
 ) -> None:
     """Run the surgical refusal ablation study with its controls on a chat model."""
@@ -52,7 +59,7 @@ def sra(  # noqa: PLR0913  one parameter per option
     named |= {"filter_by_behaviour": False if no_filter else None, "keep_text": True if keep_text else None}
     sources = Sources(model, harmful, harmless, tuple(atoms), tuple(questions), text, dtype, revision)
     given = study.collect(config, settings, named)
-    study.run_study(sources, given, out=out, device=device, trust_remote_code=trust, as_json=as_json)
+    study.run_study(sources, given, out=out, device=device, trust_remote_code=trust, no_cache=no_cache, as_json=as_json)
 
 
 @app.command()
@@ -72,16 +79,18 @@ def contrast(  # noqa: PLR0913  one parameter per option
     device: o.Device = "auto",
     revision: o.Revision = None,
     trust: o.Trust = False,  # noqa: FBT002
+    no_cache: o.NoCache = False,  # noqa: FBT002
     as_json: o.Json = False,  # noqa: FBT002
 ) -> None:
     """Find out whether topic-matched contrast fails on a chat model, under which condition, and why."""
     from resect.commands import contrast as command
     from resect.commands import study
+    from resect.config.contrast import QUICK
 
     named = {"seed": seed, "position": study.position(position), "filter_by_behaviour": False if no_filter else None}
     sources = command.ContrastSources(model, harmful, matched, unmatched, dtype, revision)
-    given = study.collect(config, settings, named)
-    command.run_study(sources, given, out=out, quick=quick, device=device, trust_remote_code=trust, as_json=as_json)
+    given = {**(QUICK if quick else {}), **study.collect(config, settings, named)}
+    command.run_study(sources, given, out=out, device=device, trust_remote_code=trust, no_cache=no_cache, as_json=as_json)
 
 
 @app.command()
@@ -98,6 +107,7 @@ def recipe(  # noqa: PLR0913  one parameter per option
     device: o.Device = "auto",
     revision: o.Revision = None,
     trust: o.Trust = False,  # noqa: FBT002
+    no_cache: o.NoCache = False,  # noqa: FBT002
     as_json: o.Json = False,  # noqa: FBT002
 ) -> None:
     """Run a study that is written down in one file; options fill in what the file leaves open."""
@@ -106,4 +116,4 @@ def recipe(  # noqa: PLR0913  one parameter per option
     given = {"model": model, "revision": revision, "dtype": dtype}
     given |= {"harmful": harmful, "harmless": harmless, "matched": matched, "unmatched": unmatched}
     found = command.read_recipe(path)
-    command.run_recipe(found, given, settings, out=out, device=device, trust_remote_code=trust, as_json=as_json)
+    command.run_recipe(found, given, settings, out=out, device=device, trust_remote_code=trust, no_cache=no_cache, as_json=as_json)

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from resect import artifacts
+from resect.cache import open_cache
 from resect.commands import console
 from resect.commands.inputs import FILE, FORMAT, check_architecture, names_organism, needed, open_organism
 from resect.config import ContrastConfig, make_contrast_config
-from resect.config.contrast import ORGANISM, QUICK
+from resect.config.contrast import ORGANISM
 from resect.errors import UserError
 from resect.models.load import load_model
 from resect.report.contrast import build_contrast_report
@@ -58,9 +59,9 @@ class ContrastSources:
         artifacts.write_json(run / FILE, {"format": FORMAT, **asdict(self)})
 
 
-def resolve(sources: ContrastSources, given: dict[str, Any], *, quick: bool) -> ContrastConfig:
-    """Return the checked settings: those of organisms and of a quick run stand below what was given."""
-    return make_contrast_config({**(ORGANISM if sources.organism else {}), **(QUICK if quick else {}), **given})
+def resolve(sources: ContrastSources, given: dict[str, Any]) -> ContrastConfig:
+    """Return the checked settings: those of organisms stand below what was given."""
+    return make_contrast_config({**(ORGANISM if sources.organism else {}), **given})
 
 
 def run_study(
@@ -68,21 +69,21 @@ def run_study(
     given: dict[str, Any],
     *,
     out: Path,
-    quick: bool = False,
     device: str = "auto",
     trust_remote_code: bool = False,
+    no_cache: bool = False,
     as_json: bool = False,
     architecture: str | None = None,
 ) -> None:
     """Run the study into a folder with its report, and show the table and the answers; `architecture` is what the model has to be."""
-    config = resolve(sources, given, quick=quick)
+    config, cache = resolve(sources, given), None if no_cache else open_cache()
     console.quiet_libraries()
     load = sources.prepare(config, device=device, trust_remote_code=trust_remote_code)
     with console.progress("contrast study", total=250) as step:
         step("loading")
         inputs = load()
         check_architecture(inputs.model, architecture)
-        result = run_contrast(inputs, config, out, on_step=step)
+        result = run_contrast(inputs, config, out, on_step=step, cache=cache)
         sources.save(out)
         step("report")
         page = build_contrast_report(out)

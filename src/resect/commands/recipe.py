@@ -85,12 +85,13 @@ def run_recipe(
     out: Path,
     device: str = "auto",
     trust_remote_code: bool = False,
+    no_cache: bool = False,
     as_json: bool = False,
 ) -> None:
     """Run the recipe's study into a folder; raises what the study's own command raises, and for a model of another architecture."""
     named = recipe.filled(given)
     settings = {**recipe.settings, **study.collect(None, pairs, {})}
-    where: dict[str, Any] = {"out": out, "device": device, "trust_remote_code": trust_remote_code, "as_json": as_json}
+    where: dict[str, Any] = {"out": out, "device": device, "trust_remote_code": trust_remote_code, "no_cache": no_cache, "as_json": as_json}
     if recipe.study == "contrast":
         contrast.run_study(contrast.ContrastSources(**named), settings, **where, architecture=recipe.architecture)
         return

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from resect import stages
+from resect.cache import open_cache
 from resect.commands import console
 from resect.commands.inputs import Sources, open_run, read_sources
 from resect.commands.study import resolve
@@ -16,16 +17,18 @@ from resect.stages import Fixed
 from resect.studies.sra import Bench
 
 
-def activations(sources: Sources, given: dict[str, Any], *, out: Path, device: str, trust_remote_code: bool, as_json: bool) -> None:
+def activations(
+    sources: Sources, given: dict[str, Any], *, out: Path, device: str, trust_remote_code: bool, no_cache: bool, as_json: bool
+) -> None:
     """Observe the base and capture activations into a new run folder."""
-    config = resolve(sources, given)
+    config, cache = resolve(sources, given), None if no_cache else open_cache()
     console.quiet_libraries()
     load = sources.prepare(config, device=device, trust_remote_code=trust_remote_code)
     with console.progress("activations", total=13) as step:
         step("loading")
         inputs = load()
         open_run(sources, inputs, config, out)
-        bench = stages.take_activations(inputs, config, out, on_step=step)
+        bench = stages.take_activations(inputs, config, out, on_step=step, cache=cache)
     counts = bench.behaviour.counts
     if as_json:
         console.show_json({"run": str(out), "prompts": counts, "layers": bench.lab.layers, "atoms": list(bench.materials.names)})
@@ -71,10 +74,10 @@ def cleaning(run: Path, *, method: str, lam: float | None, as_json: bool) -> Non
     console.say(f"Next: resect edit {run}")
 
 
-def edit(run: Path, *, arm: str | None, fixed: Fixed, device: str, trust_remote_code: bool, as_json: bool) -> None:
+def edit(run: Path, *, arm: str | None, fixed: Fixed, device: str, trust_remote_code: bool, no_cache: bool, as_json: bool) -> None:
     """Write the edit and show how it was made and what validation says of it."""
     with console.progress("edit", total=16) as step:
-        bench = _bench(run, device=device, trust_remote_code=trust_remote_code, step=step)
+        bench = _bench(run, device=device, trust_remote_code=trust_remote_code, no_cache=no_cache, step=step)
         made = stages.make_edit(bench, run, arm=arm, fixed=fixed)
     # The page shows the proof of the run's edit.
     if (run / "report.html").is_file():
@@ -94,11 +97,11 @@ def edit(run: Path, *, arm: str | None, fixed: Fixed, device: str, trust_remote_
     console.say(f"Next: resect evaluate {run}, or resect apply MODEL --edit {run} --out DIR")
 
 
-def evaluate(run: Path, *, device: str, trust_remote_code: bool, as_json: bool) -> None:
+def evaluate(run: Path, *, device: str, trust_remote_code: bool, no_cache: bool, as_json: bool) -> None:
     """Score the base and the edit on the test prompts."""
     stages.refuse_finished(run, "evaluation")
     with console.progress("evaluation", total=18) as step:
-        bench = _bench(run, device=device, trust_remote_code=trust_remote_code, step=step)
+        bench = _bench(run, device=device, trust_remote_code=trust_remote_code, no_cache=no_cache, step=step)
         evaluation = stages.evaluate(bench, run)
     if as_json:
         console.show_json(evaluation)
@@ -121,14 +124,14 @@ def report(run: Path) -> None:
     console.say(f"Report: {page}")
 
 
-def _bench(run: Path, *, device: str, trust_remote_code: bool, step: Any) -> Bench:
+def _bench(run: Path, *, device: str, trust_remote_code: bool, no_cache: bool, step: Any) -> Bench:
     """Return the bench of a run folder, the finished steps read back."""
     console.quiet_libraries()
     config, sources = read_settings(run), read_sources(run)
     step("loading")
     inputs = sources.prepare(config, device=device, trust_remote_code=trust_remote_code)()
     open_run(sources, inputs, config, run)
-    return stages.take_activations(inputs, config, run, on_step=step)
+    return stages.take_activations(inputs, config, run, on_step=step, cache=None if no_cache else open_cache())
 
 
 def _refresh(run: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any, get_args
 
 from resect import artifacts
 from resect.activations import Named
+from resect.cache import open_cache
 from resect.commands import console
 from resect.commands.inputs import Sources, check_architecture, open_run
 from resect.config import SRAConfig, load_config, make_config
@@ -70,6 +71,7 @@ def run_study(
     out: Path,
     device: str = "auto",
     trust_remote_code: bool = False,
+    no_cache: bool = False,
     as_json: bool = False,
     architecture: str | None = None,
 ) -> None:
@@ -77,7 +79,7 @@ def run_study(
 
     `architecture` is what the model has to be, where a recipe says so.
     """
-    config = resolve(sources, given)
+    config, cache = resolve(sources, given), None if no_cache else open_cache()
     console.quiet_libraries()
     load = sources.prepare(config, device=device, trust_remote_code=trust_remote_code)
     with console.progress("SRA study", total=16 + 3 * len(config.arms) + len(config.lam_sweep)) as step:
@@ -85,7 +87,7 @@ def run_study(
         inputs = load()
         check_architecture(inputs.model, architecture)
         open_run(sources, inputs, config, out)
-        result = run_sra(inputs, config, out, on_step=step)
+        result = run_sra(inputs, config, out, on_step=step, cache=cache)
         step("report")
         page = build_report(out)
         finish(out)

@@ -1,6 +1,6 @@
 """Every knob of a study, one study a file; the resolved values are saved beside the results as `run.toml`."""
 
-from resect.config.base import StudyConfig
+from resect.config.base import StudyConfig, only
 from resect.config.contrast import ContrastConfig, make_contrast_config
 from resect.config.files import dump_toml, load_config
 from resect.config.sra import ARMS, SRAConfig, make_config
@@ -14,4 +14,5 @@ __all__ = [
     "load_config",
     "make_config",
     "make_contrast_config",
+    "only",
 ]

@@ -1,6 +1,6 @@
 """The knobs that every study has."""
 
-from typing import Literal
+from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -55,3 +55,13 @@ class StudyConfig(BaseModel):
         if isinstance(self.position, int) and self.position >= 0:
             raise UserError(f"position {self.position} is not allowed; use last, last_user, mean or a negative integer (-1 is last).")
         return self
+
+
+Config = TypeVar("Config", bound=StudyConfig)
+
+
+def only(config: Config, *names: str) -> Config:
+    """Return a view that has these settings and no others: reading another one is an AttributeError."""
+    view = config.model_copy()
+    object.__setattr__(view, "__dict__", {name: getattr(config, name) for name in names})
+    return view

@@ -5,9 +5,9 @@ finds which outputs (with which coefficient) make up the block's output minus it
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, cast
 
 import torch
@@ -118,6 +118,19 @@ def decomposed(trace: Trace, *, layer: int, kinds: dict[Structure, Kind] | None 
         except UserError as error:  # a part without parameters of its own may be made of parts that have them
             refused.append(error)
     raise refused[0]
+
+
+def to_tensors(writers: Sequence[Writer]) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+    """Return the gains by the writers' names, and everything else as JSON; `from_tensors` is the inverse."""
+    gains = {w.name: w.gain for w in writers if w.gain is not None}
+    return gains, [asdict(replace(w, gain=None)) for w in writers]
+
+
+def from_tensors(gains: Mapping[str, Tensor], description: Sequence[Mapping[str, Any]]) -> tuple[Writer, ...]:
+    """Return the writers that `to_tensors` took apart."""
+    parameters = [tuple(WriterParameter(**p) for p in entry["parameters"]) for entry in description]
+    read = [{**entry, "gain": gains.get(entry["name"]), "parameters": own} for entry, own in zip(description, parameters, strict=True)]
+    return tuple(Writer(**entry) for entry in read)
 
 
 def _writer(trace: Trace, source: Source, coefficient: float, found: Decomposition, layer: int, kinds: dict[Structure, Kind]) -> Writer:

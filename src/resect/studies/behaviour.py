@@ -1,7 +1,7 @@
 """What the base model does before any edit: its responses, its verdicts, its refusal tokens, and the prompts worth extracting from."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from resect.evaluation.echo import RefusalEcho, learn_echo
 from resect.evaluation.refusal import RefusalTokens, judge_log_odds, learn_cut, learn_refusal_tokens, log_odds
 from resect.evaluation.verdicts import Verdict, judge_markers
 from resect.generation import Response
+from resect.models.load import ChatModel
 from resect.prompts import PromptSet
 from resect.studies.inputs import FEWEST, StudyInputs
 from resect.studies.lab import Lab
@@ -57,6 +58,11 @@ class Behaviour:
     echo: RefusalEcho
     counts: dict[str, dict[str, dict[str, int]]]
 
+    def on(self, *parts: str) -> "Behaviour":
+        """Return the behaviour on these parts alone, for what must not depend on others."""
+        harmful, harmless = ({part: side[part] for part in parts} for side in (self.harmful, self.harmless))
+        return replace(self, harmful=harmful, harmless=harmless, counts={})
+
     def refuses_at_once(self, logprobs: Float[Tensor, "prompt vocab"]) -> list[bool]:
         """The log-odds judge: whether the next token is a refusal token rather than any other, at the learnt cut."""
         return list(judge_log_odds(log_odds(logprobs, self.tokens), cut=self.cut))
@@ -68,9 +74,10 @@ def observe(lab: Lab[StudyConfig], inputs: StudyInputs, steps: Steps) -> Behavio
     Raises:
         UserError: the base refuses no harmful prompt, refuses every harmless one, or too few prompts pass the filter.
     """
-    answers = _Answers(lab, inputs)
-    harmful = {part: _judged(lab, prompts, steps, part, answers) for part, prompts in inputs.harmful.items()}
-    harmless = {part: _answered(lab, prompts, steps, part) for part, prompts in inputs.harmless.items()}
+    base = lab.only("max_new_tokens")
+    answers = _Answers(base, inputs)
+    harmful = {part: _judged(base, prompts, steps, part, answers) for part, prompts in inputs.harmful.items()}
+    harmless = {part: _answered(base, prompts, steps, part) for part, prompts in inputs.harmless.items()}
     _check_extremes(harmful, harmless)
     tokens, cut, echo = _learn(harmful, harmless, answers, steps)
     kept = _filter(harmful, harmless) if lab.config.filter_by_behaviour else (harmful, harmless)
@@ -98,16 +105,25 @@ class _Answers:
 
 def _judged(lab: Lab[StudyConfig], prompts: PromptSet, steps: Steps, part: str, answers: _Answers) -> Asked:
     name = f"base_harmful_{part}"
-    verdicts: list[Verdict] = steps.json(name, lambda: list(judge_markers(answers.to(part))))
-    return Asked(prompts, tuple(verdicts), steps.tensors(name, lambda: {"logprobs": lab.first_logprobs(prompts)})["logprobs"])
+    verdicts: list[Verdict] = steps.json(name, lambda: list(judge_markers(answers.to(part))), key=lab.key("verdicts", prompts))
+    return Asked(prompts, tuple(verdicts), _first_logprobs(lab, prompts, steps, name))
 
 
 def _answered(lab: Lab[StudyConfig], prompts: PromptSet, steps: Steps, part: str) -> Asked:
     name = f"base_harmless_{part}"
-    tokens = steps.json(name, lambda: [list(r.ids) for r in lab.respond(prompts, max_new_tokens=lab.config.max_new_tokens)])
+    tokens = steps.json(name, lambda: response_ids(lab, lab.model, prompts), key=lab.key("responses", lab.model, prompts))
     responses = lab.read(prompts.prompts, tokens)
-    logprobs = steps.tensors(name, lambda: {"logprobs": lab.first_logprobs(prompts)})["logprobs"]
-    return Asked(prompts, judge_markers(responses), logprobs, responses)
+    return Asked(prompts, judge_markers(responses), _first_logprobs(lab, prompts, steps, name), responses)
+
+
+def response_ids(lab: Lab, model: ChatModel, prompts: PromptSet) -> list[list[int]]:
+    """Return the greedy responses of a model as token ids."""
+    return [list(r.ids) for r in lab.respond(prompts, max_new_tokens=lab.config.max_new_tokens, model=model)]
+
+
+def _first_logprobs(lab: Lab, prompts: PromptSet, steps: Steps, name: str) -> Float[Tensor, "prompt vocab"]:
+    lab = lab.only()
+    return steps.tensors(name, lambda: {"logprobs": lab.first_logprobs(prompts)}, key=lab.key("first log-probs", prompts))["logprobs"]
 
 
 TAUGHT = ("extract", "validation")
@@ -126,7 +142,7 @@ def _learn(
         tokens, echo = learn_refusal_tokens(responses, verdicts), learn_echo(responses, verdicts)
         return {"tokens": asdict(tokens), "runs": sorted(echo.runs)}
 
-    learnt = steps.json("judges", learn)
+    learnt = steps.json("judges", learn, key=answers.lab.key("judges", rows))
     tokens = RefusalTokens(**learnt["tokens"] | {"ids": tuple(learnt["tokens"]["ids"])})
     odds = log_odds(torch.cat([asked.logprobs for asked in rows]), tokens)
     cut = learn_cut(odds, [v == "refuse" for v in verdicts]).log_odds

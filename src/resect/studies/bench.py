@@ -1,5 +1,6 @@
 """The bench of the SRA study: everything its steps share, and what each of them does to one arm."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,10 +9,10 @@ import torch
 from resect.config import SRAConfig, StudyConfig
 from resect.edit import proof
 from resect.edit.plan import EditPlan
-from resect.prompts import PromptSet
+from resect.generation import Response
 from resect.studies import scores, selection
 from resect.studies.arms import ARMS, Choice, Recipe, needs_energy, recipe, softnesses
-from resect.studies.behaviour import Behaviour, observe
+from resect.studies.behaviour import Behaviour, observe, response_ids
 from resect.studies.inputs import StudyInputs, gamma_atom
 from resect.studies.lab import Lab
 from resect.studies.materials import Materials, gather
@@ -43,6 +44,14 @@ class Bench:
         """Return SRA's direction at a lambda, whichever arms run."""
         return self.recipe("sra_flat", lam).vectors
 
+    def step(self, name: str, compute: Callable[..., Any], *made_of: object, settings: tuple[str, ...] = ()) -> Any:
+        """Return `compute(lab, *made_of)` as JSON: read back from the run folder or the cache, or computed and kept.
+
+        The lab has only the settings that are named, so the key of the cache knows all that the function can read.
+        """
+        lab = self.lab.only(*settings)
+        return self.steps.json(name, lambda: compute(lab, *made_of), key=lab.key(compute.__qualname__, *made_of))
+
     def chosen(self, arm: str, pick: dict[str, Any]) -> tuple[Recipe, Choice]:
         """Return an arm's recipe and choice as selection stored them."""
         choice = selection.chosen(pick)
@@ -51,24 +60,27 @@ class Bench:
 
 def prepare(inputs: StudyInputs, config: SRAConfig, steps: Steps) -> Bench:
     """Return the bench: the base observed, the materials gathered; raises what `run` raises."""
-    lab = Lab(inputs.model, config)
+    lab = Lab(inputs.model, config, steps.cache)
     atom = gamma_atom(inputs, config) if needs_energy(config) else ""
     behaviour = observe(lab, inputs, steps)
     materials = gather(lab, inputs, behaviour, steps)
-    answers = None
-    if inputs.twin is not None:
-        answers = steps.json("twin_test", lambda: twin_ids(lab, inputs, inputs.harmful.test))
+    answers = twin_responses(lab, inputs, steps, "test") if inputs.twin is not None else None
     return Bench(lab, inputs, behaviour, materials, scores.reference(lab, inputs, behaviour, answers), steps, atom)
 
 
-def twin_ids(lab: Lab[StudyConfig], inputs: StudyInputs, prompts: PromptSet) -> list[list[int]]:
-    """Return the twin's greedy answers as token ids."""
-    return [list(r.ids) for r in lab.respond(prompts, max_new_tokens=lab.config.max_new_tokens, model=inputs.twin)]
+def twin_responses(lab: Lab[StudyConfig], inputs: StudyInputs, steps: Steps, part: str) -> tuple[Response, ...]:
+    """Return the twin's greedy answers to a part of the harmful prompts."""
+    lab, prompts = lab.only("max_new_tokens"), dict(inputs.harmful.items())[part]
+    assert inputs.twin is not None
+    twin = inputs.twin
+    known = lab.key("responses", twin, prompts)
+    return lab.read(prompts.prompts, steps.json(f"twin_{part}", lambda: response_ids(lab, twin, prompts), key=known))
 
 
 def select_arm(bench: Bench, arm: str) -> dict[str, Any]:
     """Return what validation chose for an arm, as `selection.select` stores it."""
-    return selection.select(bench.lab, recipes(bench, arm), bench.behaviour)
+    known = bench.behaviour.on("validation")
+    return bench.step(f"selection_{arm}", selection.select, recipes(bench, arm), known, settings=selection.SETTINGS)
 
 
 def recipes(bench: Bench, arm: str) -> dict[float, Recipe]:
@@ -82,14 +94,15 @@ def plan_of(bench: Bench, arm: str, pick: dict[str, Any]) -> EditPlan:
     return recipe.plan(bench.lab.writers, choice)
 
 
-def score_plan(bench: Bench, plan: EditPlan) -> dict[str, Any]:
-    """Return an edit's test results, prompt by prompt."""
-    return scores.score(bench.lab, bench.inputs, bench.behaviour, bench.reference, plan)
+def score_plan(bench: Bench, name: str, plan: EditPlan) -> dict[str, Any]:
+    """Return an edit's test results, prompt by prompt, as the step `test_NAME`."""
+    known, inputs = bench.behaviour.on("test"), bench.inputs
+    made_of = (plan, known, bench.reference, inputs.questions, inputs.texts)
+    return bench.step(f"test_{name}", scores.score, *made_of, settings=scores.SETTINGS)
 
 
-def prove_plan(bench: Bench, plan: EditPlan) -> dict[str, Any]:
+def prove_plan(lab: Lab[StudyConfig], plan: EditPlan) -> dict[str, Any]:
     """Return the edit proof of a plan applied by hooks, as a study applies it."""
-    lab = bench.lab
     before = proof.observe(lab.model, lab.writers, plan)
     with lab.edited(plan):
         return proof.prove(lab.model, lab.writers, plan, before=before).to_json()

@@ -26,8 +26,21 @@ from resect.studies.arms import Choice, places
 from resect.studies.behaviour import Behaviour
 from resect.studies.lab import Lab
 from resect.studies.scores import Reference
+from resect.studies.selection import PLACES
 
 RANKS = (1, 2, 4, 8)
+SETTINGS = (*PLACES, "position", "max_new_tokens")
+"""Settings that `measure` reads."""
+
+
+def measure(
+    lab: Lab, twin: ChatModel, behaviour: Behaviour, reference: Reference, twin_validation: tuple[Response, ...]
+) -> dict[str, list[dict[str, Any]]]:
+    """Return both ceilings."""
+    return {
+        "oracle": oracle(lab, twin, behaviour, reference, twin_validation),
+        "layer_revert": layer_revert(lab, twin, behaviour, reference),
+    }
 
 
 def oracle(

@@ -12,7 +12,7 @@ from resect.config import ContrastConfig
 from resect.edit.plan import EditPlan
 from resect.studies import curves
 from resect.studies.behaviour import Behaviour, observe
-from resect.studies.bench import twin_ids
+from resect.studies.bench import twin_responses
 from resect.studies.contrast_arms import PLAIN, Arm, Recipe, Recipes, arms
 from resect.studies.contrast_doses import run_dose, share_doses, size_doses
 from resect.studies.contrast_geometry import capture_of_pairs, geometry
@@ -93,13 +93,10 @@ def run(inputs: ContrastInputs, config: ContrastConfig, steps: Steps) -> Contras
 def prepare(inputs: ContrastInputs, config: ContrastConfig, steps: Steps) -> Desk:
     """Return what all steps share: the base observed, activations taken; raises what `run` raises."""
     found = arms(config, paired=paired(inputs, config))
-    lab = Lab(inputs.model, config)
+    lab = Lab(inputs.model, config, steps.cache)
     behaviour = observe(lab, inputs.study, steps)
     materials = gather_sides(lab, inputs, behaviour, steps)
-    twin = None
-    if inputs.twin is not None:
-        asked = inputs.harmful.test
-        twin = lab.read(asked.prompts, steps.json("twin_test", lambda: twin_ids(lab, inputs.study, asked)))
+    twin = twin_responses(lab, inputs.study, steps, "test") if inputs.twin is not None else None
     examiner = Examiner(lab, behaviour, forced(lab, behaviour.harmless["test"]), twin)
     return Desk(inputs, behaviour, materials, Recipes(materials, config), found, make_screen(lab, behaviour), examiner, steps)
 

@@ -74,7 +74,14 @@ def gather_sides(lab: Lab[ContrastConfig], inputs: ContrastInputs, behaviour: Be
     Harmful prompts whose topic (or, where pairs are compared, whose pair) lost its matched prompts to the behaviour filter are left out.
     As many unmatched prompts are used as matched ones.
     """
-    config = lab.config
+    config, taken = lab.config, lab.only("position")
+
+    def rows(name: str, prompts: tuple[Prompt, ...]) -> Tensor:
+        return steps.tensors(name, lambda: {"rows": _rows(taken, prompts)}, key=taken.key("rows", prompts))["rows"]
+
+    def held_out() -> dict[str, Tensor]:
+        return {"rows": _held_out(taken, inputs)}
+
     benign = behaviour.harmless["extract"].prompts.prompts
     on_topic = {p.key for p in inputs.matched.extract}
     matched = tuple(p for p in benign if p.key in on_topic)
@@ -82,13 +89,13 @@ def gather_sides(lab: Lab[ContrastConfig], inputs: ContrastInputs, behaviour: Be
     harmful = _with_partners(behaviour.harmful["extract"].prompts.prompts, matched, paired=paired(inputs, config))
     matched = tuple(p for p in matched if p.category in {q.category for q in harmful})
     return ContrastMaterials(
-        harmful=steps.tensors("harmful", lambda: {"rows": _rows(lab, harmful)})["rows"],
-        benign=steps.tensors("benign", lambda: {"rows": _rows(lab, matched + unmatched)})["rows"],
+        harmful=rows("harmful", harmful),
+        benign=rows("benign", matched + unmatched),
         prompts=harmful,
         benign_prompts=matched + unmatched,
         matched_count=len(matched),
         weights=_weights(harmful, matched, unmatched, config, paired=paired(inputs, config)),
-        held_out=steps.tensors("held_out", lambda: {"rows": _held_out(lab, inputs)})["rows"],
+        held_out=steps.tensors("held_out", held_out, key=taken.key("held out", inputs.harmful.test, inputs.matched.test))["rows"],
     )
 
 

@@ -22,6 +22,8 @@ from resect.studies.lab import Lab
 from resect.studies.scores import Reference
 
 DRAWS = 1000
+SETTINGS = ("curve_strengths", "max_refusal", "matched_refusal", "max_new_tokens")
+"""Settings that `trace` reads."""
 Floats = NDArray[np.float64]
 Curve = tuple[Floats, Floats, Floats]
 
@@ -30,7 +32,7 @@ Point = dict[str, Any]
 
 
 def trace(
-    lab: Lab[SRAConfig], recipe: Recipe, choice: Choice, behaviour: Behaviour, reference: Reference, *, known: Mapping[float, Point]
+    lab: Lab[SRAConfig], recipe: Recipe, choice: Choice, behaviour: Behaviour, reference: Reference, known: Mapping[float, Point]
 ) -> list[Point]:
     """Return the arm's points over rising strengths on test prompts, with per-prompt results; those that are known are not measured again.
 
@@ -105,7 +107,8 @@ def matched(
     """
     arrays = {arm: _arrays(points, base) for arm, points in curves.items()}
     arms = {arm: _reading(*a, refusal) for arm, a in arrays.items()}
-    ratios = [{"a": a, "b": b, "kl_ratio": _ratio(arrays[a], arrays[b], refusal, seed)} for a, b in pairs]
+    drawn = {arm: _draws(a, refusal, seed) for arm, a in arrays.items()}
+    ratios = [{"a": a, "b": b, "kl_ratio": _ratio(arms[a]["kl"], arms[b]["kl"], drawn[a], drawn[b])} for a, b in pairs]
     return {"refusal": refusal, "arms": arms, "ratios": ratios}
 
 
@@ -143,16 +146,25 @@ def read_off(strengths: Floats, rates: Floats, kl: Floats, refusal: float) -> tu
     return strength, middle**2
 
 
-def _ratio(a: Curve, b: Curve, refusal: float, seed: int) -> dict[str, float | None] | None:
-    value = _kl_ratio(a, b, refusal)
-    if not np.isfinite(value) or value == 0:
-        return None
+def _draws(curve: Curve, refusal: float, seed: int) -> list[float | None]:
+    """Return the KL read off in every draw of the bootstrap; the same prompts are drawn for every arm of the same length."""
+    strengths, refused, kl = curve
     random = np.random.default_rng(seed)
-    harmful, harmless = a[1].shape[1], a[2].shape[1]
-    draws = []
+    harmful, harmless = refused.shape[1], kl.shape[1]
+    found = []
     for _ in range(DRAWS):
         rows, columns = random.integers(harmful, size=harmful), random.integers(harmless, size=harmless)
-        draws.append(_kl_ratio((a[0], a[1][:, rows], a[2][:, columns]), (b[0], b[1][:, rows], b[2][:, columns]), refusal))
+        found.append(read_off(strengths, refused[:, rows].mean(1), kl[:, columns].mean(1), refusal)[1])
+    return found
+
+
+def _ratio(
+    first: float | None, second: float | None, a: Sequence[float | None], b: Sequence[float | None]
+) -> dict[str, float | None] | None:
+    value = _divided(first, second)
+    if not np.isfinite(value) or value == 0:
+        return None
+    draws = [_divided(x, y) for x, y in zip(a, b, strict=True)]
     if np.isnan(draws).mean() > 0.025:
         return {"value": value, "low": None, "high": None}
     # Draws where neither arm gets there say nothing; the others are ordered, with 0 and infinity at the ends.
@@ -160,9 +172,8 @@ def _ratio(a: Curve, b: Curve, refusal: float, seed: int) -> dict[str, float | N
     return {"value": value, "low": float(low) if low > 0 else None, "high": float(high) if np.isfinite(high) else None}
 
 
-def _kl_ratio(a: Curve, b: Curve, refusal: float) -> float:
+def _divided(first: float | None, second: float | None) -> float:
     """Return KL of a over KL of b: infinite if only a never gets there, 0 if only b does not, NaN if neither does."""
-    first, second = (read_off(s, r.mean(1), k.mean(1), refusal)[1] for s, r, k in (a, b))
     if first is None:
         return np.nan if second is None else np.inf
     return 0.0 if second is None else first / max(second, np.finfo(float).tiny)

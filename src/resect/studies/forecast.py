@@ -77,7 +77,7 @@ def _prediction(excess: float, fall: float, curvature: float) -> Prediction:
 
 
 def forecast(
-    lab: Lab[SRAConfig], behaviour: Behaviour, *, raw: list[EditPlan], clean: list[EditPlan], known: dict[str, float]
+    lab: Lab[SRAConfig], behaviour: Behaviour, raw: list[EditPlan], clean: list[EditPlan], known: dict[str, float]
 ) -> dict[str, Any]:
     """Return the forecast as `study.json` holds it: value, threshold, sentence, the two predictions, other known quantities.
 

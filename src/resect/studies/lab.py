@@ -1,24 +1,35 @@
-"""The bench of a study: the model with its writers, rendered prompts, and edits put on and taken off."""
+"""The model of a study with its writers, rendered prompts, edits put on and taken off, and the names under which results are kept."""
 
-from collections.abc import Iterable, Iterator, Sequence
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from copy import copy
+from dataclasses import astuple, dataclass, field
 from typing import Generic, TypeVar
 
 from jaxtyping import Float
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
-from resect.config import StudyConfig
+from resect.cache import Cache, Kept, Key, remember
+from resect.config import StudyConfig, only
+from resect.digests import digest, tensor_digest
 from resect.edit import hooks
 from resect.edit.plan import EditPlan, first_layer
 from resect.edit.rows import applied_rows
 from resect.evaluation.logprobs import next_token_logprobs
 from resect.generation import Drafts, Response, Shortcuts, Stop, read, respond
 from resect.models.chat import Rendered, render
+from resect.models.identity import has_hooks, identity
 from resect.models.load import ChatModel
 from resect.models.lower import LowerLayers
-from resect.models.writers import Writer, find_writers
-from resect.prompts import Prompt
+from resect.models.writers import Writer, find_writers, from_tensors, to_tensors
+from resect.prompts import Prompt, PromptSet
+
+log = logging.getLogger(__name__)
+
+PASS = ("system", "thinking", "batch_tokens", "shortcuts")
+"""Settings that every forward pass depends on."""
 
 EDITS_AT_ONCE = 3
 C_co = TypeVar("C_co", bound=StudyConfig, covariant=True)
@@ -26,22 +37,29 @@ C_co = TypeVar("C_co", bound=StudyConfig, covariant=True)
 
 @dataclass(eq=False)
 class Lab(Generic[C_co]):
-    """Model, writers and settings together; the only state is what is remembered: rendered prompts, and responses as drafts.
+    """Model, writers and settings together; the only state is what is remembered: rendered prompts, digests, and responses as drafts.
 
     Drafts are shared by the model, its edits and its twin: what one of them answers another often answers too.
     """
 
     model: ChatModel
     config: C_co
+    cache: Cache | None = None
     writers: tuple[Writer, ...] = field(init=False)
     drafts: Drafts = field(init=False, default_factory=Drafts)
     shortcuts: Shortcuts = field(init=False)
     _lower: LowerLayers = field(init=False)
-    _first: int | None = field(init=False, default=None)
+    _edited_from: list[int] = field(init=False, default_factory=list)
     _rendered: dict[Prompt, Rendered] = field(init=False, default_factory=dict)
+    _asked: dict[Prompt, str] = field(init=False, default_factory=dict)
+    _identities: dict[ChatModel, str] = field(init=False, default_factory=dict)
+    _digests: WeakTensorKeyDictionary = field(init=False, default_factory=WeakTensorKeyDictionary)
 
     def __post_init__(self) -> None:
-        self.writers = find_writers(self.model)
+        if self.cache is not None and has_hooks(self.model):
+            log.warning("%s has hooks of somebody else, so nothing computed with it is kept or taken from the cache.", self.model.name)
+            self.cache = None
+        self.writers = self._writers()
         self.shortcuts = Shortcuts.only(self.config.shortcuts)
         self._lower = LowerLayers(self.model)
 
@@ -104,17 +122,60 @@ class Lab(Generic[C_co]):
     @contextmanager
     def edited(self, plan: EditPlan) -> Iterator[None]:
         """Apply a plan by hooks for the time of a `with` block; the weights are never touched."""
-        outer = self._first
         with hooks.applied(self.model, self.writers, plan):
-            first = first_layer(self.writers, plan)
-            self._first = first if outer is None else min(outer, first)
+            self._edited_from.append(first_layer(self.writers, plan))
             try:
                 yield
             finally:
-                self._first = outer
+                self._edited_from.pop()
 
     @contextmanager
     def scoring(self) -> Iterator[None]:
         """Take what lies below the edit that is on from memory, for passes that read nothing there (no capture, no proof)."""
-        with self._lower.below((self._first or 0) if self.shortcuts.lower_layers else 0):
+        with self._lower.below(min(self._edited_from, default=0) if self.shortcuts.lower_layers else 0):
             yield
+
+    def only(self, *settings: str) -> "Lab[C_co]":
+        """Return the lab with these settings and `PASS`; reading another one is an error, since no key would tell it apart."""
+        narrow = copy(self)
+        narrow.config = only(self.config, *PASS, *settings)
+        return narrow
+
+    def key(self, what: str, *made_of: object) -> Key | None:
+        """Return the name of what is made with the model and the settings of this lab from these values and nothing else.
+
+        Prompts count with the tokens that they become. None without a cache.
+        """
+        if self.cache is None:
+            return None
+        special = {ChatModel: self._identity, Tensor: self._tensor_digest, PromptSet: lambda p: p.prompts, Prompt: self._as_asked}
+        parts = [what, self.model, dict(sorted(vars(self.config).items())), made_of]
+        return Key(digest(parts, special), self.model.name)
+
+    def remember(self, what: str, compute: Callable[[], Kept], *made_of: object) -> Kept:
+        """Return what the cache holds under the key of these values, or compute it and keep it there."""
+        return remember(self.cache, self.key(what, *made_of), compute, step=what)
+
+    def _writers(self) -> tuple[Writer, ...]:
+        def compute() -> Kept:
+            gains, description = to_tensors(find_writers(self.model))
+            return Kept(description, gains)
+
+        kept = self.only().remember("writers", compute)
+        return from_tensors(kept.tensors, kept.value)
+
+    def _identity(self, model: ChatModel) -> str:
+        if model not in self._identities:
+            self._identities[model] = identity(model)
+        return self._identities[model]
+
+    def _tensor_digest(self, tensor: Tensor) -> str:
+        if tensor not in self._digests:
+            self._digests[tensor] = tensor_digest(tensor)
+        return self._digests[tensor]
+
+    def _as_asked(self, prompt: Prompt) -> str:
+        if prompt not in self._asked:
+            (rendered,) = self.render([prompt])
+            self._asked[prompt] = digest([astuple(prompt), rendered.ids, rendered.user_end, rendered.in_thinking])
+        return self._asked[prompt]

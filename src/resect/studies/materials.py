@@ -45,11 +45,13 @@ class Materials:
 
 def gather(lab: Lab[StudyConfig], inputs: StudyInputs, behaviour: Behaviour, steps: Steps) -> Materials:
     """Return the materials of a study, captured from the base model (or read back from the run folder)."""
-    harmful, harmless = behaviour.harmful["extract"].prompts, behaviour.harmless["extract"].prompts
+    lab = lab.only("position")
+    sides = {"harmful": behaviour.harmful["extract"].prompts, "harmless": behaviour.harmless["extract"].prompts}
+    rows = {side: steps.tensors(side, lambda p=p: {"rows": _rows(lab, p)}, key=lab.key("rows", p))["rows"] for side, p in sides.items()}
+    known = lab.key("atoms", inputs.atoms, _prompts(inputs.atoms))
     return Materials(
-        harmful=steps.tensors("harmful", lambda: {"rows": _rows(lab, harmful)})["rows"],
-        harmless=steps.tensors("harmless", lambda: {"rows": _rows(lab, harmless)})["rows"],
-        atoms=steps.tensors("atoms", lambda: {"atoms": atom_directions(lab, inputs.atoms)})["atoms"],
+        **rows,
+        atoms=steps.tensors("atoms", lambda: {"atoms": atom_directions(lab, inputs.atoms)}, key=known)["atoms"],
         names=tuple(a.name for a in inputs.atoms),
         kept=tuple(a.kept for a in inputs.atoms),
     )
@@ -57,14 +59,17 @@ def gather(lab: Lab[StudyConfig], inputs: StudyInputs, behaviour: Behaviour, ste
 
 def atom_directions(lab: Lab[StudyConfig], atoms: tuple[Atom, ...]) -> Float[Tensor, "layer atom d_model"]:
     """Return a_k = mean(positive) - mean(negative) per layer, raw norm kept; all prompts in one capture."""
-    texts = [text for atom in atoms for text in (*atom.positive, *atom.negative)]
-    rows = _rows(lab, [Prompt(text) for text in texts])
+    rows = _rows(lab, _prompts(atoms))
     found, start = [], 0
     for atom in atoms:
         middle, end = start + len(atom.positive), start + len(atom.positive) + len(atom.negative)
         found.append(directions.mean_difference(rows[start:middle], rows[middle:end]))
         start = end
     return torch.stack(found, dim=1)
+
+
+def _prompts(atoms: tuple[Atom, ...]) -> list[Prompt]:
+    return [Prompt(text) for atom in atoms for text in (*atom.positive, *atom.negative)]
 
 
 def _rows(lab: Lab[StudyConfig], prompts: Iterable[Prompt]) -> Tensor:

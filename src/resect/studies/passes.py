@@ -23,12 +23,14 @@ from resect.studies.lab import Lab
 from resect.studies.materials import Materials
 from resect.studies.scores import Reference
 
+SETTINGS = ("passes", "opening_tokens", "max_new_tokens", "position", "atom_scaling", "seed")
+"""Settings that `run_passes` reads."""
 FEWEST_HARD = 4
 """Fewest still-refusing prompts that a direction is fitted on."""
 
 
 def run_passes(
-    lab: Lab[SRAConfig], recipe: Recipe, choice: Choice, *, materials: Materials, behaviour: Behaviour, reference: Reference
+    lab: Lab[SRAConfig], recipe: Recipe, choice: Choice, materials: Materials, behaviour: Behaviour, reference: Reference
 ) -> list[dict[str, Any]]:
     """Return one entry per pass: test figures, atom spectrum and R^2 of that pass's direction, and why it was the last."""
     layer = choice.source if choice.source is not None else int(recipe.strengths(choice).argmax())

@@ -1,14 +1,16 @@
 """Scoring one edit on the test prompts: per-prompt results first (stored), rates and means from them afterwards."""
 
+import functools
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from resect.cache import Kept
 from resect.config import SRAConfig, StudyConfig
 from resect.edit.plan import EditPlan
 from resect.evaluation import drift, recovery
@@ -21,51 +23,77 @@ from resect.evaluation.verdicts import count_verdicts, judge_markers
 from resect.generation import Response
 from resect.models.load import ChatModel
 from resect.prompts import Prompt, PromptSet
-from resect.studies.behaviour import Behaviour
+from resect.studies.behaviour import Asked, Behaviour
 from resect.studies.inputs import StudyInputs
 from resect.studies.lab import Lab
 
 TEXT = "text"
 """Name of plain-text perplexity among the capabilities."""
+SETTINGS = ("max_new_tokens", "kl_tokens", "text_context", "text_stride", "keep_text")
+"""Settings that `score` reads."""
 
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """What edited models are compared with on test: the base's teacher-forced log-probs, and the twin's responses with its log-probs."""
+    """What edited models are compared with on test: the base's teacher-forced log-probs, and the twin's responses with its log-probs.
 
-    tokens: TokenLogprobs
+    Log-probs are computed by the unedited models when first asked for: a study that finds everything kept never asks.
+    """
+
+    harmless: Asked
+    harmful: PromptSet
     twin: tuple[Response, ...] | None
-    twin_tokens: TokenLogprobs | None = None
+    twin_model: ChatModel | None
+    kl_tokens: int
+    lab: Lab[StudyConfig] = field(compare=False)
+
+    @functools.cached_property
+    def tokens(self) -> TokenLogprobs:
+        """The base's log-probs along its own responses to harmless prompts."""
+        return _unedited(self.lab, self.lab.model, self.harmless.prompts, self.harmless.responses)
+
+    @functools.cached_property
+    def twin_tokens(self) -> TokenLogprobs | None:
+        """The twin's log-probs along its responses to harmful prompts; None without a twin."""
+        if self.twin is None or self.twin_model is None:
+            return None
+        return _unedited(self.lab, self.twin_model, self.harmful, self.twin)
 
 
-def reference(lab: Lab[StudyConfig], inputs: StudyInputs, behaviour: Behaviour, twin_ids: Sequence[Sequence[int]] | None) -> Reference:
-    """Return the reference of a study; the base's log-probs are computed once a run."""
-    harmless = behaviour.harmless["test"]
-    tokens = _forced(lab, lab.model, harmless.prompts.prompts, harmless.responses)
-    if twin_ids is None or inputs.twin is None:
-        return Reference(tokens, None)
-    asked = inputs.harmful.test.prompts
-    twin = lab.read(asked, twin_ids)
-    return Reference(tokens, twin, _forced(lab, inputs.twin, asked, twin))
+def reference(lab: Lab[StudyConfig], inputs: StudyInputs, behaviour: Behaviour, twin: tuple[Response, ...] | None) -> Reference:
+    """Return the reference of a study."""
+    known = lab.only("kl_tokens")
+    return Reference(behaviour.harmless["test"], inputs.harmful.test, twin, inputs.twin, known.config.kl_tokens, known)
 
 
-def kl_to_twin(lab: Lab[StudyConfig], behaviour: Behaviour, reference: Reference, plan: EditPlan) -> list[float] | None:
-    """Return KL(twin‖edited) per harmful test prompt along the twin's answer, nats per token; None without a twin."""
-    if reference.twin is None or reference.twin_tokens is None:
-        return None
-    with lab.edited(plan):
-        forced = _forced(lab, lab.model, behaviour.harmful["test"].prompts.prompts, reference.twin)
-    return recovery.kl_to_twin(reference.twin_tokens, forced).tolist()
+def kl_to_twin(lab: Lab[StudyConfig], plans: Mapping[str, EditPlan], reference: Reference) -> dict[str, list[float]]:
+    """Return KL(twin‖edited) of each plan per harmful test prompt along the twin's answer, nats per token; empty without a twin."""
+    known, found = reference.twin_tokens, {}
+    if reference.twin is None or known is None:
+        return {}
+    for name, plan in plans.items():
+        with lab.edited(plan):
+            forced = _forced(lab, lab.model, reference.harmful.prompts, reference.twin)
+        found[name] = recovery.kl_to_twin(known, forced).tolist()
+    return found
 
 
-def score(lab: Lab[SRAConfig], inputs: StudyInputs, behaviour: Behaviour, reference: Reference, plan: EditPlan) -> dict[str, Any]:
+def score(
+    lab: Lab[SRAConfig],
+    plan: EditPlan,
+    behaviour: Behaviour,
+    reference: Reference,
+    questions: Mapping[str, PromptSet],
+    texts: Sequence[str],
+) -> dict[str, Any]:
     """Return everything measured of one edit on the test prompts, prompt by prompt, as JSON."""
     harmful, harmless = behaviour.harmful["test"], behaviour.harmless["test"]
+    base = reference.tokens  # asked for before the edit is on: it is the unedited model's
     with lab.edited(plan):
         first_harmful = lab.first_logprobs(harmful.prompts)
-        answers = {name: _answers(lab, prompts.prompts) for name, prompts in inputs.questions.items()}
-        if inputs.texts:
-            answers[TEXT] = text_nll(lab.model, inputs.texts, context=lab.config.text_context, stride=lab.config.text_stride)
+        answers = {name: _answers(lab, prompts.prompts) for name, prompts in questions.items()}
+        if texts:
+            answers[TEXT] = text_nll(lab.model, texts, context=lab.config.text_context, stride=lab.config.text_stride)
         forced = _forced(lab, lab.model, harmless.prompts.prompts, harmless.responses)
         said = {name: lab.respond(asked.prompts, max_new_tokens=lab.config.max_new_tokens) for name, asked in _sides(behaviour).items()}
     first = forced.rows[list(forced.offsets[:-1])]
@@ -73,7 +101,7 @@ def score(lab: Lab[SRAConfig], inputs: StudyInputs, behaviour: Behaviour, refere
         "harmful": _judged(behaviour, said["harmful"], first_harmful, keep_text=lab.config.keep_text),
         "harmless": _judged(behaviour, said["harmless"], first, keep_text=lab.config.keep_text),
         "kl_first_token": drift.kl_first_token(harmless.logprobs, first).tolist(),
-        "kl_tokens": drift.kl_tokens(reference.tokens, forced).tolist(),
+        "kl_tokens": drift.kl_tokens(base, forced).tolist(),
         "refusing": _refusing(harmless.logprobs, first, behaviour, reference),
         "top1_flips": drift.top1_flips(harmless.logprobs, first).tolist(),
         "nll": {name: {"sums": nll.sums.tolist(), "tokens": list(nll.counts)} for name, nll in answers.items()},
@@ -142,6 +170,15 @@ def _sides(behaviour: Behaviour) -> dict[str, Any]:
 def _forced(lab: Lab[StudyConfig], model: ChatModel, prompts: Sequence[Prompt], responses: Sequence[Response]) -> TokenLogprobs:
     with lab.scoring():
         return response_logprobs(model, lab.render(prompts), responses, k=lab.config.kl_tokens, batch_tokens=lab.config.batch_tokens)
+
+
+def _unedited(lab: Lab[StudyConfig], model: ChatModel, prompts: PromptSet, responses: Sequence[Response]) -> TokenLogprobs:
+    def compute() -> Kept:
+        found = _forced(lab, model, prompts.prompts, responses)
+        return Kept(list(found.offsets), {"rows": found.rows})
+
+    kept = lab.remember("response log-probs", compute, model, prompts, [r.ids for r in responses])
+    return TokenLogprobs(kept.tensors["rows"], tuple(kept.value))
 
 
 def _answers(lab: Lab[StudyConfig], prompts: Sequence[Prompt]) -> Nll:

@@ -20,6 +20,13 @@ from resect.studies.arms import Choice, Recipe, places
 from resect.studies.behaviour import Behaviour
 from resect.studies.lab import Lab
 
+PLACES = ("windows", "source", "source_layers")
+"""Settings that say where edits are tried (`arms.places`)."""
+READING = ("opening_tokens", "seed")
+"""Settings that `validate` reads."""
+SETTINGS = (*PLACES, *READING, "strengths", "max_refusal", "finalists")
+"""Settings that `select` reads."""
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -120,6 +127,12 @@ def verify(lab: Lab[SRAConfig], recipes: Recipes, candidate: Candidate, behaviou
         responses = lab.respond(asked, max_new_tokens=lab.config.opening_tokens, stop=stop_when_settled(lab.model, refusal_only=True))
     by_markers = iter([v == "refuse" for v in judge_markers(responses)])
     return replace(candidate, refused=tuple(refused or next(by_markers) for refused in candidate.refused))
+
+
+def validate(lab: Lab[SRAConfig], recipes: Recipes, choice: Choice, behaviour: Behaviour) -> dict[str, Any]:
+    """Return the figures of one choice, screened and verified."""
+    (candidate,) = screen(lab, recipes, [choice], behaviour)
+    return figures(lab, verify(lab, recipes, candidate, behaviour))
 
 
 def figures(lab: Lab[SRAConfig], candidate: Candidate) -> dict[str, Any]:

@@ -16,8 +16,8 @@ from resect.edit.plan import EditPlan
 from resect.evaluation import drift
 from resect.evaluation.statistics import mean_of, rate
 from resect.studies import ceilings, comparisons, curves, passes, scores, selection
-from resect.studies.arms import ARMS, Choice
-from resect.studies.bench import Bench, plan_of, prepare, prove_plan, recipes, score_plan, select_arm, twin_ids
+from resect.studies.arms import ARMS
+from resect.studies.bench import Bench, plan_of, prepare, prove_plan, recipes, score_plan, select_arm, twin_responses
 from resect.studies.forecast import forecast, quantities
 from resect.studies.inputs import StudyInputs, near_twins
 from resect.studies.materials import Materials
@@ -51,17 +51,17 @@ def run(inputs: StudyInputs, config: SRAConfig, steps: Steps) -> SRAResult:
         UserError: see `behaviour.observe`, `inputs.gamma_atom` and `models.writers.find_writers`.
     """
     bench = prepare(inputs, config, steps)
-    picks = {arm: steps.json(f"selection_{arm}", lambda a=arm: select_arm(bench, a)) for arm in config.arms}
+    picks = {arm: select_arm(bench, arm) for arm in config.arms}
     plans = {arm: plan_of(bench, arm, pick) for arm, pick in picks.items()}
-    results = {arm: steps.json(f"test_{arm}", lambda p=plan: score_plan(bench, p)) for arm, plan in {"base": EditPlan(()), **plans}.items()}
-    traces = {arm: steps.json(f"curve_{arm}", lambda a=arm, p=pick: _trace(bench, a, p, results[a])) for arm, pick in picks.items()}
+    results = {arm: score_plan(bench, arm, plan) for arm, plan in {"base": EditPlan(()), **plans}.items()}
+    traces = {arm: _trace(bench, arm, pick, results[arm]) for arm, pick in picks.items()}
     lam = selection.chosen(picks[MAIN_ARM]).softness if MAIN_ARM in picks else config.lams[0]
     cleaned = bench.cleaned(lam)
     edited = MAIN_ARM if MAIN_ARM in plans else next(iter(plans))
     return SRAResult(
         lam=lam,
         edited=edited,
-        proof=steps.json("edit_proof", lambda: prove_plan(bench, plans[edited])),
+        proof=bench.step("edit_proof", prove_plan, plans[edited]),
         evaluation=evaluation_of(bench, results),
         study=_study(bench, picks, results, traces, cleaned=cleaned, lam=lam),
         samples=_samples(bench, results),
@@ -75,7 +75,8 @@ def _trace(bench: Bench, arm: str, pick: dict[str, Any], result: dict[str, Any])
     """Return the arm's curve; at the chosen strength it is what was scored on test."""
     recipe, choice = bench.chosen(arm, pick)
     scored = curves.scored_point(result, strength=choice.gamma)
-    return curves.trace(bench.lab, recipe, choice, bench.behaviour, bench.reference, known={choice.gamma: scored})
+    made_of = (recipe, choice, bench.behaviour.on("test"), bench.reference, {choice.gamma: scored})
+    return bench.step(f"curve_{arm}", curves.trace, *made_of, settings=curves.SETTINGS)
 
 
 def evaluation_of(bench: Bench, results: dict[str, Any]) -> dict[str, Any]:
@@ -106,10 +107,10 @@ def _study(
         "curves": {arm: curves.summary(points, seed=seed) for arm, points in traces.items()},
         "matched": matched,
         "spectrum": _spectrum(bench, cleaned, lam),
-        "passes": bench.steps.json("passes", lambda: _passes(bench, picks)) if MAIN_ARM in picks else [],
+        "passes": _passes(bench, picks) if MAIN_ARM in picks else [],
         "lambda_sweep": _lambda_sweep(bench, picks),
         "decomposition": comparisons.decompose(matched, rule=config.gamma_rule),
-        "forecast": bench.steps.json("forecast", lambda: _forecast(bench)),
+        "forecast": _forecast(bench),
         "drift_by_topic": {arm: _by_topic(bench, result) for arm, result in results.items() if arm != "base"},
         "drift_quantiles": {arm: _quantiles(result) for arm, result in results.items() if arm != "base"},
         "drift_split": {arm: scores.drift_split(result, seed=seed) for arm, result in results.items() if arm != "base"},
@@ -172,12 +173,12 @@ def _forecast(bench: Bench) -> dict[str, Any]:
         made = recipes(bench, arm)
         plans[arm] = [made[c.softness].plan(bench.lab.writers, c) for c in selection.grid(bench.lab, made)]
     known = quantities(bench.materials, bench.cleaned(min(bench.config.lams)))
-    return forecast(bench.lab, bench.behaviour, raw=plans["standard"], clean=plans[clean], known=known)
+    return bench.step("forecast", forecast, bench.behaviour.on("validation"), plans["standard"], plans[clean], known)
 
 
 def _passes(bench: Bench, picks: dict[str, Any]) -> list[dict[str, Any]]:
-    recipe, choice = bench.chosen(MAIN_ARM, picks[MAIN_ARM])
-    return passes.run_passes(bench.lab, recipe, choice, materials=bench.materials, behaviour=bench.behaviour, reference=bench.reference)
+    made_of = (*bench.chosen(MAIN_ARM, picks[MAIN_ARM]), bench.materials, bench.behaviour.on("extract", "test"), bench.reference)
+    return bench.step("passes", passes.run_passes, *made_of, settings=passes.SETTINGS)
 
 
 def _lambda_sweep(bench: Bench, picks: dict[str, Any]) -> list[dict[str, Any]]:
@@ -189,15 +190,11 @@ def _lambda_sweep(bench: Bench, picks: dict[str, Any]) -> list[dict[str, Any]]:
     for lam in sorted(bench.config.lam_sweep):
         made = {lam: bench.recipe(MAIN_ARM, lam)}
         tried = replace(choice, softness=lam)
-        figures = bench.steps.json(f"lambda_{lam:g}", lambda r=made, c=tried: _validated(bench, r, c))
+        known = (made, tried, bench.behaviour.on("validation"))
+        figures = bench.step(f"lambda_{lam:g}", selection.validate, *known, settings=selection.READING)
         cosine = torch.nn.functional.cosine_similarity(made[lam].vectors, raw, dim=-1).mean().item()
         rows.append({"lambda": lam, **figures, "cosine_with_raw": cosine})
     return rows
-
-
-def _validated(bench: Bench, made: selection.Recipes, choice: Choice) -> dict[str, Any]:
-    (candidate,) = selection.screen(bench.lab, made, [choice], bench.behaviour)
-    return selection.figures(bench.lab, selection.verify(bench.lab, made, candidate, bench.behaviour))
 
 
 def _by_topic(bench: Bench, result: dict[str, Any]) -> dict[str, Any]:
@@ -214,9 +211,7 @@ def _to_twin(bench: Bench, picks: dict[str, Any]) -> dict[str, Any] | None:
     if bench.reference.twin is None:
         return None
     plans = {"base": EditPlan(()), **{arm: plan_of(bench, arm, pick) for arm, pick in picks.items()}}
-    rows = bench.steps.json(
-        "kl_to_twin", lambda: {a: scores.kl_to_twin(bench.lab, bench.behaviour, bench.reference, p) for a, p in plans.items()}
-    )
+    rows = bench.step("kl_to_twin", scores.kl_to_twin, plans, bench.reference, settings=("kl_tokens",))
     return {arm: mean_of(row, unit="nats per token", seed=bench.config.seed).to_json() for arm, row in rows.items()}
 
 
@@ -224,16 +219,8 @@ def _ceilings(bench: Bench) -> dict[str, Any] | None:
     twin = bench.inputs.twin
     if twin is None or not bench.config.ceilings:
         return None
-    lab, behaviour, reference = bench.lab, bench.behaviour, bench.reference
-    validation = bench.inputs.harmful.validation
-    twin_validation = lab.read(validation.prompts, bench.steps.json("twin_validation", lambda: twin_ids(lab, bench.inputs, validation)))
-    return bench.steps.json(
-        "ceilings",
-        lambda: {
-            "oracle": ceilings.oracle(lab, twin, behaviour, reference, twin_validation),
-            "layer_revert": ceilings.layer_revert(lab, twin, behaviour, reference),
-        },
-    )
+    said = twin_responses(bench.lab, bench.inputs, bench.steps, "validation")
+    return bench.step("ceilings", ceilings.measure, twin, bench.behaviour, bench.reference, said, settings=ceilings.SETTINGS)
 
 
 def _samples(bench: Bench, results: dict[str, Any]) -> list[dict[str, Any]]:

@@ -1,0 +1,64 @@
+"""SHA-256 of values: equal only for values that are the same to the last bit. A type without a rule here is refused, never guessed at."""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Special = Mapping[type, Callable[[Any], object]]
+NONE: Special = MappingProxyType({})
+_SIMPLE = (str, int, type(None))
+
+
+def digest(value: object, special: Special = NONE) -> str:
+    """Return the hash of a value made of None, booleans, numbers, texts, bytes, tensors, mappings, sequences, sets and dataclasses.
+
+    Order counts but in sets. A list and a tuple of the same items are the same, since JSON knows only one of them. Fields of a dataclass
+    with `compare=False` are no part of it. `special` says, by type, which value stands for another; such a value has no other rule.
+
+    Raises:
+        TypeError: a value of any other type: two different ones might look the same.
+    """
+    for kind, stand_in in special.items():
+        if isinstance(value, kind):
+            return _hash(kind.__qualname__, digest(stand_in(value), special))
+    if isinstance(value, Tensor):
+        return tensor_digest(value)
+    if isinstance(value, float):
+        return _hash("float", float(value).hex())
+    if isinstance(value, bytes):
+        return _hash("bytes", value.hex())
+    if isinstance(value, _SIMPLE):
+        return _hash(type(value).__name__, repr(value))
+    return _composite(value, special)
+
+
+def _composite(value: object, special: Special) -> str:
+    if isinstance(value, list | tuple):
+        # Token ids come in thousands, and one hash for all is a hundred times faster than one for each.
+        plain = all(type(item) is int for item in value)
+        return _hash("integers", repr(list(value))) if plain else _hash("sequence", *(digest(item, special) for item in value))
+    if isinstance(value, Mapping):
+        return _hash("mapping", *(digest(part, special) for item in value.items() for part in item))
+    if isinstance(value, set | frozenset):
+        return _hash("set", *sorted(digest(item, special) for item in value))
+    if is_dataclass(value) and not isinstance(value, type):
+        kind, compared = type(value), [f.name for f in fields(value) if f.compare]
+        return _hash(f"{kind.__module__}.{kind.__qualname__}", *(digest([name, getattr(value, name)], special) for name in compared))
+    raise TypeError(f"there is no rule for the digest of {type(value).__module__}.{type(value).__qualname__}")
+
+
+def tensor_digest(tensor: Tensor) -> str:
+    """Return the hash of a tensor's dtype, shape and bytes; where it is and how it is laid out do not enter."""
+    found = hashlib.sha256(f"tensor {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+    found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def _hash(kind: str, *parts: str) -> str:
+    # No part holds a zero byte (they are hashes or `repr`), so no two lists of parts join to one text.
+    return hashlib.sha256("\0".join((kind, *parts)).encode("utf-8", "surrogatepass")).hexdigest()
