@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import pytest
 import torch
@@ -75,3 +76,24 @@ def test_a_stand_in_takes_the_place_of_a_type_wherever_it_is():
 def test_what_has_no_rule_is_refused(value):
     with pytest.raises(TypeError, match="no rule for the digest of"):
         digest(value)
+
+
+def test_a_memo_remembers_what_is_equal_to_itself_alone():
+    @dataclass(frozen=True, eq=False)
+    class Row:
+        ids: tuple[int, ...]
+
+    @dataclass(frozen=True)
+    class Pair:
+        first: Row
+        second: Row
+
+    memo, row = WeakKeyDictionary(), Row((1, 2))
+    again = Row((1, 2))
+    plain = digest(Pair(row, again))
+    assert digest(Pair(row, again), memo=memo) == plain
+    assert set(memo) == {row, again}  # not the pair, another of which could be equal to it
+    assert digest(Pair(row, Row((1, 3))), memo=memo) != plain
+    memo[row] = "remembered"
+    assert digest(row, memo=memo) == "remembered"
+    assert digest([again, row], memo=memo) != digest([again, row])

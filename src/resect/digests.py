@@ -1,7 +1,7 @@
 """SHA-256 of values: equal only for values that are the same to the last bit. A type without a rule here is refused, never guessed at."""
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import fields, is_dataclass
 from types import MappingProxyType
 from typing import Any
@@ -14,18 +14,19 @@ NONE: Special = MappingProxyType({})
 _SIMPLE = (str, int, type(None))
 
 
-def digest(value: object, special: Special = NONE) -> str:
+def digest(value: object, special: Special = NONE, memo: MutableMapping[object, str] | None = None) -> str:
     """Return the hash of a value made of None, booleans, numbers, texts, bytes, tensors, mappings, sequences, sets and dataclasses.
 
     Order counts but in sets. A list and a tuple of the same items are the same, since JSON knows only one of them. Fields of a dataclass
     with `compare=False` are no part of it. `special` says, by type, which value stands for another; such a value has no other rule.
+    `memo` remembers dataclasses that are equal to themselves alone (`eq=False`), which have to be as frozen as they say.
 
     Raises:
         TypeError: a value of any other type: two different ones might look the same.
     """
     for kind, stand_in in special.items():
         if isinstance(value, kind):
-            return _hash(kind.__qualname__, digest(stand_in(value), special))
+            return _hash(kind.__qualname__, digest(stand_in(value), special, memo))
     if isinstance(value, Tensor):
         return tensor_digest(value)
     if isinstance(value, float):
@@ -34,21 +35,25 @@ def digest(value: object, special: Special = NONE) -> str:
         return _hash("bytes", value.hex())
     if isinstance(value, _SIMPLE):
         return _hash(type(value).__name__, repr(value))
-    return _composite(value, special)
+    if memo is None or type(value).__hash__ is not object.__hash__ or not is_dataclass(value):
+        return _composite(value, special, memo)
+    if value not in memo:
+        memo[value] = _composite(value, special, memo)
+    return memo[value]
 
 
-def _composite(value: object, special: Special) -> str:
+def _composite(value: object, special: Special, memo: MutableMapping[object, str] | None) -> str:
     if isinstance(value, list | tuple):
         # Token ids come in thousands, and one hash for all is a hundred times faster than one for each.
         plain = all(type(item) is int for item in value)
-        return _hash("integers", repr(list(value))) if plain else _hash("sequence", *(digest(item, special) for item in value))
+        return _hash("integers", repr(list(value))) if plain else _hash("sequence", *(digest(item, special, memo) for item in value))
     if isinstance(value, Mapping):
-        return _hash("mapping", *(digest(part, special) for item in value.items() for part in item))
+        return _hash("mapping", *(digest(part, special, memo) for item in value.items() for part in item))
     if isinstance(value, set | frozenset):
-        return _hash("set", *sorted(digest(item, special) for item in value))
+        return _hash("set", *sorted(digest(item, special, memo) for item in value))
     if is_dataclass(value) and not isinstance(value, type):
         kind, compared = type(value), [f.name for f in fields(value) if f.compare]
-        return _hash(f"{kind.__module__}.{kind.__qualname__}", *(digest([name, getattr(value, name)], special) for name in compared))
+        return _hash(f"{kind.__module__}.{kind.__qualname__}", *(digest([name, getattr(value, name)], special, memo) for name in compared))
     raise TypeError(f"there is no rule for the digest of {type(value).__module__}.{type(value).__qualname__}")
 
 

@@ -4,10 +4,12 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
 from resect.errors import UserError
+from resect.report import svg
 from resect.report.build import build_report
 from resect.report.figures import FIGURES
 
@@ -64,6 +66,18 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> str:
         "curves",
     )
     return build_report(example.without(run, *optional)).read_text(encoding="utf-8")
+
+
+def test_every_chart_is_valid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    configure, valid = svg.configure, []
+
+    def checked(chart: Any) -> Any:
+        valid.append(configure(chart).to_dict())  # altair checks it here, and `render` does not
+        return configure(chart)
+
+    monkeypatch.setattr(svg, "configure", checked)
+    build_report(example.write_run(tmp_path))
+    assert len(valid) == 2 * len(FIGURES) + 2
 
 
 def test_every_figure_is_drawn_twice_with_its_caption(page: str) -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from resect import artifacts
 from resect.errors import UserError
+from resect.report import svg
 from resect.report.contrast import build_contrast_report, headline, notes, render_contrast
 from resect.report.contrast_read import ContrastRun, read_contrast
 from resect.report.contrast_table import contrast_table
@@ -106,6 +107,18 @@ class Tags(HTMLParser):
     def handle_starttag(self, tag, attrs):
         self.found.append(tag)
         self.links += [value for name, value in attrs if name in ("src", "href") and not str(value).startswith("#")]
+
+
+def test_every_chart_is_valid(monkeypatch):
+    configure, valid = svg.configure, []
+
+    def checked(chart):
+        valid.append(configure(chart).to_dict())  # altair checks it here, and `render` does not
+        return configure(chart)
+
+    monkeypatch.setattr(svg, "configure", checked)
+    render_contrast(run())
+    assert len(valid) == 8
 
 
 def test_the_page_is_whole_offline_and_escaped():

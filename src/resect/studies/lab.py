@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from copy import copy
 from dataclasses import astuple, dataclass, field
 from typing import Generic, TypeVar
+from weakref import WeakKeyDictionary
 
 from jaxtyping import Float
 from torch import Tensor
@@ -52,7 +53,9 @@ class Lab(Generic[C_co]):
     _edited_from: list[int] = field(init=False, default_factory=list)
     _rendered: dict[Prompt, Rendered] = field(init=False, default_factory=dict)
     _asked: dict[Prompt, str] = field(init=False, default_factory=dict)
+    _said: dict[Response, str] = field(init=False, default_factory=dict)
     _identities: dict[ChatModel, str] = field(init=False, default_factory=dict)
+    _values: WeakKeyDictionary[object, str] = field(init=False, default_factory=WeakKeyDictionary)
     _digests: WeakTensorKeyDictionary = field(init=False, default_factory=WeakTensorKeyDictionary)
 
     def __post_init__(self) -> None:
@@ -149,8 +152,9 @@ class Lab(Generic[C_co]):
         if self.cache is None:
             return None
         special = {ChatModel: self._identity, Tensor: self._tensor_digest, PromptSet: lambda p: p.prompts, Prompt: self._as_asked}
+        special[Response] = self._as_said
         parts = [what, self.model, dict(sorted(vars(self.config).items())), made_of]
-        return Key(digest(parts, special), self.model.name)
+        return Key(digest(parts, special, self._values), self.model.name)
 
     def remember(self, what: str, compute: Callable[[], Kept], *made_of: object) -> Kept:
         """Return what the cache holds under the key of these values, or compute it and keep it there."""
@@ -179,3 +183,8 @@ class Lab(Generic[C_co]):
             (rendered,) = self.render([prompt])
             self._asked[prompt] = digest([astuple(prompt), rendered.ids, rendered.user_end, rendered.in_thinking])
         return self._asked[prompt]
+
+    def _as_said(self, response: Response) -> str:
+        if response not in self._said:
+            self._said[response] = digest(astuple(response))
+        return self._said[response]
