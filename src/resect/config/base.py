@@ -46,6 +46,8 @@ class StudyConfig(BaseModel):
     """Most tokens (padding included) in one forward pass."""
     shortcuts: tuple[str, ...] = SHORTCUTS
     """What the engine may do to save time; empty decodes plainly, with the same tokens."""
+    processes: int = Field(default=0, ge=0)
+    """Processes that share a study of a small model on a processor; 0 is one a core. The figures do not depend on it."""
 
     @model_validator(mode="after")
     def _check_shared(self) -> "StudyConfig":

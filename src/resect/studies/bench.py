@@ -1,8 +1,8 @@
 """The bench of the SRA study: everything its steps share, and what each of them does to one arm."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -16,7 +16,10 @@ from resect.studies.behaviour import Behaviour, observe, response_ids
 from resect.studies.inputs import StudyInputs, gamma_atom
 from resect.studies.lab import Lab
 from resect.studies.materials import Materials, gather
+from resect.studies.side_by_side import side_by_side
 from resect.studies.steps import Steps
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +54,10 @@ class Bench:
         """
         lab = self.lab.only(*settings)
         return self.steps.json(name, lambda: compute(lab, *made_of), key=lab.key(compute.__qualname__, *made_of))
+
+    def together(self, tasks: Mapping[str, Callable[[], T]]) -> dict[str, T]:
+        """Return the results of tasks that do not need one another (`side_by_side`)."""
+        return side_by_side(self.lab.model, self.steps, tasks, processes=self.config.processes)
 
     def chosen(self, arm: str, pick: dict[str, Any]) -> tuple[Recipe, Choice]:
         """Return an arm's recipe and choice as selection stored them."""

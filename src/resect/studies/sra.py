@@ -5,6 +5,7 @@ refusal, repeat in passes, sweep lambda, measure ceilings. Each step is kept in 
 """
 
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -51,10 +52,10 @@ def run(inputs: StudyInputs, config: SRAConfig, steps: Steps) -> SRAResult:
         UserError: see `behaviour.observe`, `inputs.gamma_atom` and `models.writers.find_writers`.
     """
     bench = prepare(inputs, config, steps)
-    picks = {arm: select_arm(bench, arm) for arm in config.arms}
+    picks = bench.together({arm: partial(select_arm, bench, arm) for arm in config.arms})
     plans = {arm: plan_of(bench, arm, pick) for arm, pick in picks.items()}
-    results = {arm: score_plan(bench, arm, plan) for arm, plan in {"base": EditPlan(()), **plans}.items()}
-    traces = {arm: _trace(bench, arm, pick, results[arm]) for arm, pick in picks.items()}
+    results = bench.together({arm: partial(score_plan, bench, arm, plan) for arm, plan in {"base": EditPlan(()), **plans}.items()})
+    traces = bench.together({arm: partial(_trace, bench, arm, pick, results[arm]) for arm, pick in picks.items()})
     lam = selection.chosen(picks[MAIN_ARM]).softness if MAIN_ARM in picks else config.lams[0]
     cleaned = bench.cleaned(lam)
     edited = MAIN_ARM if MAIN_ARM in plans else next(iter(plans))
@@ -95,10 +96,20 @@ def _study(
 ) -> dict[str, Any]:
     config, seed = bench.config, bench.config.seed
     base = [v == "refuse" for v in bench.behaviour.harmful["test"].verdicts]
+    asides = bench.together(
+        {
+            "passes": partial(_passes, bench, picks),
+            "lambda_sweep": partial(_lambda_sweep, bench, picks),
+            "forecast": partial(_forecast, bench),
+            "twin": partial(_to_twin, bench, picks),
+            "ceilings": partial(_ceilings, bench),
+        }
+    )
     matched = curves.matched(traces, base=base, refusal=config.matched_refusal, pairs=comparisons.pairs(tuple(traces)), seed=seed)
     return {
         "format": "resect.study/1",
         "study": "sra",
+        **asides,
         "model": _model(bench),
         "prompts": {**bench.behaviour.counts, "filtered": config.filter_by_behaviour, "near_duplicates": near_twins(bench.inputs)},
         "atoms": [{"name": a.name, "role": a.role} for a in bench.inputs.atoms],
@@ -107,15 +118,10 @@ def _study(
         "curves": {arm: curves.summary(points, seed=seed) for arm, points in traces.items()},
         "matched": matched,
         "spectrum": _spectrum(bench, cleaned, lam),
-        "passes": _passes(bench, picks) if MAIN_ARM in picks else [],
-        "lambda_sweep": _lambda_sweep(bench, picks),
         "decomposition": comparisons.decompose(matched, rule=config.gamma_rule),
-        "forecast": _forecast(bench),
         "drift_by_topic": {arm: _by_topic(bench, result) for arm, result in results.items() if arm != "base"},
         "drift_quantiles": {arm: _quantiles(result) for arm, result in results.items() if arm != "base"},
         "drift_split": {arm: scores.drift_split(result, seed=seed) for arm, result in results.items() if arm != "base"},
-        "twin": _to_twin(bench, picks),
-        "ceilings": _ceilings(bench),
         "judges": {arm: scores.judges(result) for arm, result in results.items()},
         "verdicts": {arm: scores.verdict_counts(result) for arm, result in results.items()},
     }
@@ -177,6 +183,8 @@ def _forecast(bench: Bench) -> dict[str, Any]:
 
 
 def _passes(bench: Bench, picks: dict[str, Any]) -> list[dict[str, Any]]:
+    if MAIN_ARM not in picks:
+        return []
     made_of = (*bench.chosen(MAIN_ARM, picks[MAIN_ARM]), bench.materials, bench.behaviour.on("extract", "test"), bench.reference)
     return bench.step("passes", passes.run_passes, *made_of, settings=passes.SETTINGS)
 

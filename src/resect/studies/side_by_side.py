@@ -1,0 +1,113 @@
+"""Independent steps of a study in several processes: a model of a few million parameters keeps one core busy and leaves the others idle."""
+
+import ctypes
+import logging
+import multiprocessing
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+
+from resect.models.load import ChatModel
+from resect.studies.steps import Steps
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+SMALL = 100_000_000
+"""Parameters up to which steps run side by side, one thread each. The shipped organism's study takes 49 s in two processes, 74 s in one
+process with two threads; a large model keeps several threads busy by itself, and its activations are in memory once."""
+_DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG in <sys/prctl.h>
+
+
+def side_by_side(model: ChatModel, steps: Steps, tasks: Mapping[str, Callable[[], T]], *, processes: int = 0) -> dict[str, T]:
+    """Return the results of tasks that do not need one another, in their order; all that takes time in them has to be in `steps`.
+
+    Where it pays, processes go ahead and leave finished steps in the run folder, from where the tasks read them back here. A small model
+    computes on one thread, in however many processes: the number of cores must not change the last bits of a sum. With `processes` 0 there
+    is one a core.
+
+    Raises: what a task raises.
+    """
+    if model.device.type != "cpu" or sum(p.numel() for p in model.network.parameters()) > SMALL:
+        return {name: task() for name, task in tasks.items()}
+    with _one_thread():
+        count = min(processes or _cores(), len(tasks))
+        if count > 1 and _can_fork():
+            _go_ahead(steps, tasks, count)
+        return {name: task() for name, task in tasks.items()}
+
+
+def _go_ahead(steps: Steps, tasks: Mapping[str, Callable[[], object]], count: int) -> None:
+    # Forked processes have model, prompts and tasks at once; nothing but names and seconds passes between them.
+    pool = ProcessPoolExecutor(count, multiprocessing.get_context("fork"), initializer=_begin, initargs=(steps, tasks))
+    try:
+        with pool, _quiet_fork():
+            for done in as_completed([pool.submit(_compute, name) for name in tasks]):
+                for step, seconds in done.result().items():
+                    steps.on_step(step)
+                    steps.seconds[step] = seconds
+    except BrokenProcessPool:
+        log.warning("A process of the study was ended from outside, for want of memory perhaps; going on in one.")
+
+
+class _Worker:
+    """What a forked process was given."""
+
+    steps: Steps
+    tasks: Mapping[str, Callable[[], object]]
+
+
+def _begin(steps: Steps, tasks: Mapping[str, Callable[[], object]]) -> None:
+    ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it, too, and ends its processes
+    torch.set_num_threads(1)
+    steps.on_step = lambda _: None
+    _Worker.steps, _Worker.tasks = steps, tasks
+
+
+def _compute(name: str) -> dict[str, float]:
+    """Do one task in a forked process and return the seconds of the steps that it took."""
+    known = set(_Worker.steps.seconds)
+    _Worker.tasks[name]()
+    return {step: seconds for step, seconds in _Worker.steps.seconds.items() if step not in known}
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1
+
+
+def _can_fork() -> bool:
+    # Elsewhere system libraries do not survive a fork, and neither does an accelerator's context.
+    return sys.platform == "linux" and not torch.cuda.is_initialized() and not multiprocessing.current_process().daemon
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def _quiet_fork() -> Iterator[None]:
+    """Keep tokenizers and Python from warning of forks in general: no thread runs here that a child could wait for."""
+    before: Any = os.environ.get("TOKENIZERS_PARALLELISM")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*multi-threaded.*fork", category=DeprecationWarning)
+            yield
+    finally:
+        if before is None:
+            del os.environ["TOKENIZERS_PARALLELISM"]
