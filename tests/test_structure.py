@@ -86,6 +86,8 @@ TESTED_IN: dict[str, tuple[str, tuple[str, ...]]] = {
         "parts of the page of the contrast study",
         (
             "report/contrast_charts.py",
+            "report/contrast_errors.py",
+            "report/contrast_notes.py",
             "report/contrast_paper.py",
             "report/contrast_read.py",
             "report/contrast_table.py",

@@ -52,21 +52,3 @@ def test_weights_that_are_no_means_are_refused():
     for weights in (torch.tensor([[0.5, 0.4]]), torch.tensor([[1.5, -0.5]])):
         with pytest.raises(ValueError, match="baseline 'x' must not be negative and must add up to 1"):
             Baseline("x", ROWS[:2], weights)
-
-
-def test_thinned_baselines_are_means_of_fewer_rows_and_keep_their_kinds():
-    harmful, rows = list("aabb"), list("aaaabbbb")
-    whole = {"matched": baselines.matched(harmful, rows), "unmatched": baselines.unmatched(4, 8), "other": baselines.other(harmful, rows)}
-    whole["few"] = baselines.matched(harmful, list("aab") + list("ccccc"))
-    thin = baselines.equal_rows(whole, seed=1)
-    for name, found in thin.items():
-        assert int((found > 0).any(0).sum()) == 3
-        torch.testing.assert_close(found.sum(1), torch.ones(4).double())
-        assert ((found > 0) <= (whole[name] > 0)).all()
-    assert torch.equal(thin["few"], whole["few"])
-    assert torch.equal(baselines.thinned(whole["matched"], 8, seed=0), whole["matched"])
-    assert len({tuple((baselines.thinned(whole["unmatched"], 3, seed=s) > 0)[0].tolist()) for s in range(8)}) > 1
-    with pytest.raises(UserError, match="9 harmless prompts were asked for, and the baseline uses 8"):
-        baselines.thinned(whole["matched"], 9, seed=0)
-    with pytest.raises(UserError, match="With 1 harmless prompts 2 harmful ones would have nothing subtracted"):
-        baselines.thinned(whole["matched"], 1, seed=0)

@@ -1,5 +1,7 @@
 """Self-organising maps against MiniSom itself, class means and planted clusters."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -35,6 +37,20 @@ def test_one_neuron_is_the_class_mean():
     neuron = som(harmful, baseline, labels=labels, grid=ONE)
     spread = torch.tensor([(harmful[labels == c, 0] - harmful[labels == c, 0].mean(0)).norm(dim=1).square().mean().sqrt() for c in (0, 1)])
     assert ((neuron.vectors - means.vectors)[0].norm(dim=1) < 3 * (ONE.learning_rate / 2) ** 0.5 * spread).all()
+
+
+def test_a_batch_map_has_come_to_rest():
+    """One neuron is the class mean, and every neuron the mean of what it wins: both readings are one."""
+    harmful, baseline, labels, _ = clusters()
+    means = class_means(harmful, baseline, labels=labels)
+    one = som(harmful, baseline, labels=labels, grid=replace(ONE, iterations=200, training="batch"))
+    assert (one.vectors - means.vectors).norm(dim=-1).max() < 1e-6
+    batch = Grid(rows=2, columns=2, iterations=1500, winners=3, training="batch")
+    neuron, its_members = (som(harmful, baseline, labels=labels, grid=replace(batch, read=read)) for read in ("neuron", "members"))
+    assert (neuron.vectors - its_members.vectors).norm(dim=-1).max() < 1e-5
+    assert torch.equal(neuron.importance, its_members.importance)
+    moving = [som(harmful, baseline, labels=labels, grid=replace(batch, read=read, training="random")) for read in ("neuron", "members")]
+    assert (moving[0].vectors - moving[1].vectors).norm(dim=-1).max() > 1e-2
 
 
 def test_the_winner_is_where_most_prompts_are():

@@ -15,7 +15,7 @@ from resect.studies.contrast_materials import gather_sides
 from resect.studies.lab import Lab
 from resect.studies.steps import Steps
 
-SMALL = {"extract_prompts": 24, "validation_prompts": 8, "test_prompts": 8, "max_new_tokens": 20}
+SMALL = {"methods": ["mean_difference"], "extract_prompts": 24, "validation_prompts": 8, "test_prompts": 8, "max_new_tokens": 20}
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,9 @@ import pytest
 from resect import artifacts
 from resect.errors import UserError
 from resect.report import svg
-from resect.report.contrast import build_contrast_report, headline, notes, render_contrast
+from resect.report.contrast import build_contrast_report, headline, render_contrast
+from resect.report.contrast_errors import every_layer, summary
+from resect.report.contrast_notes import notes
 from resect.report.contrast_read import ContrastRun, read_contrast
 from resect.report.contrast_table import contrast_table
 from resect.report.contrast_tables import from_paper, heat_maps
@@ -44,6 +46,14 @@ def verdict(question, place, *, more=0, less=0, n=3):
     return {"question": question, "place": place, "n": n, "more": more, "less": less, "drift_more": 0, "drift_less": 0, **words}
 
 
+def errors(cone, *, held_out=True):
+    """Error bars that are least at layer 1; nothing is told from chance at layer 2."""
+    interval = {"value": [0.5, 0.9, 0.1], "low": [0.4, 0.8, -0.2], "high": [0.6, 0.95, 0.4]}
+    bars = {name: interval for name in ("signal", "angle", "split_half")} | {"held_out": interval if held_out else None}
+    p = {"p_value": [0.001, 0.0005, 0.4], "p_holm": [0.002, 0.0015, 0.4]}
+    return bars | p | {"cone": [2 * cone, cone, 4 * cone], "signal_to_noise": [2.0, 9.0, None], "prompts_needed": [400, 1200, None]}
+
+
 def document(**changes):
     evaluation = {"refusal_rate": m(0.5), "benign_refusal_rate": m(0.01), "kl_first_token": m(0.02, unit="nats")}
     evaluation |= {"kl_tokens": m(0.01), "kl_tokens_top100": m(0.01), "recovery": None, "verdicts": {"refuse": 60}}
@@ -73,7 +83,10 @@ def document(**changes):
         "evaluation": {arm: {"any": evaluation, "single": evaluation} for arm in (*ARMS, "base")},
         "grids": {arm: grid(arm) for arm in ARMS},
         "protocol": {"panel": 10, "base": 10, "arms": protocol, "audit": {"spared": 4, "read": 4, "right": 4}},
-        "geometry": {"norms": by_layer, "cosines": {"matched": [0.1, 0.5, 0.9]}, "topic_part": by_layer, "cone": by_layer},
+        "geometry": {
+            "norms": by_layer, "cosines": {"matched": [0.1, 0.5, 0.9]}, "topic_part": by_layer, "rows": dict.fromkeys(by_layer, 60),
+            "angle": 10.0, "errors": {"unmatched": errors(5.0), "matched": errors(50.0, held_out=False)}, "no_errors": {},
+        },
         "capture": {arm: capture for arm in ARMS},
         "matched": {
             "refusal": 0.05,
@@ -130,7 +143,7 @@ def test_the_page_is_whole_offline_and_escaped():
     assert "url(http" not in page
     assert HOSTILE not in page
     assert "&lt;script&gt;" in page
-    assert tags.found.count("svg") == 8
+    assert tags.found.count("svg") == 10
     assert page == render_contrast(run())
     for section in ("answers", "paper", "heat", "geometry", "matched", "doses", "numbers", "made"):
         assert f'<section id="{section}">' in page
@@ -206,11 +219,52 @@ def test_every_reason_to_doubt_is_told_and_none_without_one():
         "refuses only 8 of the 10",
         "No cell worked on validation for matched/som",
         "Only 29",
-        "no pair ids",
+        "carries a pair id",
     )
     for words in wanted:
         assert any(words in note for note in found), words
     assert len(found) == 6
+
+
+def test_everything_that_was_left_out_or_guessed_is_told():
+    short = document()
+    left = {"rows": {"matched": 4}, "harmful": 3, "matched": 2, "categories": ["c", "d"]}
+    guesses = {"layer": 2, "layers": 6, "accuracy": 0.75, "chance": 0.25, "labelled": 80}
+    guesses |= {"harmful": 5, "matched": 40, "known": 8, "right": 6}
+    short["prompts"] |= {"left_out": left, "predicted": guesses}
+    short["prompts"]["used"] |= {"held_out_pairs": 0}
+    short["geometry"]["no_errors"] = {"dealt": "One harmless prompt is all of its kind."}
+    found = notes(ContrastRun(short, ""))
+    wanted = (
+        "nothing is held out",
+        "4 rows of the matched file are duplicates or blank",
+        "3 harmful extraction prompts were left out",
+        "2 matched extraction prompts were left out",
+        "left out: c, d.",
+        "Categories of 40 matched and 5 harmful prompts were predicted from activations at layer 2, the best of 6: right for 75 % of 80",
+        "and for 6 of 8 matched prompts with a category; the largest category alone is 25 %",
+        "baseline dealt has no error bars. One harmless prompt",
+    )
+    for words in wanted:
+        assert any(words in note.replace("\N{NO-BREAK SPACE}", " ") for note in found), words
+    assert len(found) == 7
+    assert all(f'<p class="warning quiet">{note.split(",")[0]}' in render_contrast(ContrastRun(short, "")) for note in found)
+
+
+def test_error_bars_stand_at_the_layer_where_they_are_least_and_at_every_layer():
+    lines = {row[0].value: row for row in summary(run()).rows}
+    assert set(lines) == {"unmatched", "matched"}
+    first = [c.value for c in lines["unmatched"]]
+    assert first == ["unmatched", "60", "2 of 3", "layer 1", "0.900", "5.00°", "0.900", "0.900", "0.900", "0.002", "1,200"]
+    assert lines["unmatched"][4].small == "0.800 to 0.950"
+    assert lines["matched"][8].value == "no pairs"
+    whole = every_layer(run()).rows
+    assert len(whole) == 6
+    assert [c.value for c in whole[2]][-2:] == ["0.40", "no signal"]
+    assert [c.strong for c in whole[2]][-2] is False
+    assert [c.strong for c in whole[1]][-2] is True
+    assert summary(run(geometry={})) is None
+    assert "No error could be told." in render_contrast(run(geometry={}))
 
 
 def test_the_terminal_shows_the_arms_that_are_no_controls():

@@ -7,7 +7,7 @@ from resect.directions import METHODS, mean_of_differences
 from resect.directions.som import Grid, som
 from resect.edit.algebra import apply_to_output
 from resect.errors import UserError
-from resect.studies.contrast_arms import CORE, Arm, arms, norm_scales, reference_norm, shifted
+from resect.studies.contrast_arms import CORE, Arm, Recipes, arms, map_grid, norm_scales, reference_norm, shifted
 
 
 def cosines(a, b):
@@ -102,6 +102,39 @@ def test_maps_of_another_baseline_are_the_same_maps_moved(desk):
     again = som(materials.harmful[:, :2], replace_rows(new), labels=materials.labels, grid=grid)
     torch.testing.assert_close(moved.vectors, again.vectors, atol=1e-4, rtol=1e-4)
     assert not torch.allclose(trained.vectors, again.vectors, atol=1e-2)
+
+
+SMALL_MAP = {"methods": ["som", "som_svd"], "som_rows": 1, "som_columns": 2, "som_iterations": 60}
+
+
+@pytest.mark.parametrize("changes", [{"som_winners": 2}, {"som_read": "members", "som_training": "batch"}, {"directions": 3}])
+def test_maps_are_trained_as_the_settings_say_and_moved_for_every_baseline(desk, contrast_config, changes):
+    config = contrast_config(**SMALL_MAP, **changes)
+    two = {name: getattr(desk.materials, name)[:, :2] for name in ("harmful", "benign", "held_out")}
+    materials = replace(desk.materials, **two)
+    made, grid = Recipes(materials, config), map_grid(config)
+    for name in ("matched", "unmatched", "paired"):
+        baseline = materials.baseline(name)
+        direct = som(materials.harmful, baseline, labels=materials.labels, seed=config.seed, grid=grid)
+        expected = direct.first(config.directions) if config.directions else direct
+        found = made.of(Arm(name, "som")).directions
+        torch.testing.assert_close(found.vectors, expected.vectors, atol=1e-4, rtol=1e-4)
+    assert made.of(Arm("matched", "som_svd")).directions.vectors.shape[1] == (config.directions or 6 * config.som_winners)
+
+
+def test_more_winners_than_neurons_with_prompts_and_more_directions_than_there_are_are_refused(desk, contrast_config):
+    flat = replace(desk.materials, harmful=desk.materials.harmful.mean(0).expand(len(desk.materials.harmful), -1, -1))
+    with pytest.raises(UserError, match="Only 1 neurons of a map win prompts, and 2 winners a class were asked for"):
+        Recipes(flat, contrast_config(**SMALL_MAP, som_winners=2)).of(Arm("matched", "som"))
+    with pytest.raises(UserError, match="7 directions a layer were asked for, and method 'class_means' found 6"):
+        Recipes(desk.materials, contrast_config(directions=7)).of(Arm("matched", "class_means"))
+
+
+def test_an_arm_without_any_direction_is_refused(desk):
+    materials = desk.materials
+    none = replace(materials, harmful=materials.baseline("matched").subtrahends)
+    with pytest.raises(UserError, match="Every layer of matched/class_means has a direction of length zero"):
+        Recipes(none, desk.config).of(Arm("matched", "class_means"))
 
 
 def replace_rows(baseline):

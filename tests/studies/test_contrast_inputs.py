@@ -1,8 +1,10 @@
+from dataclasses import replace
+
 import pytest
 
 from resect.errors import UserError
 from resect.prompts import Prompt, PromptSet
-from resect.studies.contrast_inputs import check_topics, from_organism, from_sides, pair_similarity
+from resect.studies.contrast_inputs import from_organism, from_sides, split_sides
 
 
 def side(name, categories, count, *, pairs=True):
@@ -40,35 +42,33 @@ def test_files_are_split_with_pairs_together(organism, contrast_config):
         assert not any({p.pair_id for p in getattr(inputs.matched, other)} & ids for other in parts if other != part)
 
 
-@pytest.mark.parametrize(
-    ("harmful", "matched", "message"),
-    [
-        (side("bad", "ab", 3), PromptSet("m", (Prompt("no topic"),)), "Some matched prompts have no category"),
-        (PromptSet("h", (Prompt("no topic"),)), side("good", "ab", 3), "Some harmful prompts have no category"),
-        (side("bad", "abc", 3), side("good", "ab", 3), r"Category 'c' has harmful prompts and no matched ones \(1 such categories\)"),
-        (side("bad", "a", 3), side("good", "a", 3), "one category 'a'; matching by topic needs at least two"),
-        (side("bad", "ab", 3), side("good", "ab", 1), "Category 'a' has a single matched prompt"),
-        (side("bad", "ab", 1), side("good", "ab", 3), "Category 'a' has a single harmful prompt"),
-    ],
-)
-def test_what_cannot_be_matched_is_said(harmful, matched, message):
-    with pytest.raises(UserError, match=message):
-        check_topics(harmful, matched)
-
-
-def test_the_same_prompt_on_two_sides_is_refused(organism, contrast_config):
+def test_the_same_prompt_on_two_sides_is_refused(contrast_config):
     harmful = side("bad", "ab", 60)
     with pytest.raises(UserError, match="harmful"):
-        from_sides(organism.aligned(), harmful=harmful, matched=harmful, unmatched=side("any", "xy", 60), config=contrast_config())
+        split_sides(harmful, harmful, side("any", "xy", 60), contrast_config())
 
 
-def test_similarity_tells_a_matched_set_from_one_that_is_not():
-    words = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta"]
-    harmful = [Prompt(f"break the {w} {w}s now", category=w, pair_id=w) for w in words]
-    good = [Prompt(f"paint the {w} {w}s today", category=w, pair_id=w) for w in words]
-    close, far = pair_similarity(harmful, good, seed=0), pair_similarity(harmful, [*good[1:], good[0]], seed=0)
-    assert close == far  # pairs go by their ids, not by their order
-    assert close["within"] > 2 * close["shuffled"]
-    renamed = [Prompt(p.text, p.category, harmful[(i + 1) % 8].pair_id) for i, p in enumerate(good)]
-    assert pair_similarity(harmful, renamed, seed=0)["within"] < close["within"] / 2
-    assert pair_similarity(harmful, [Prompt("x", "none", "none")], seed=0) is None
+@pytest.mark.parametrize(
+    ("side_name", "few", "message"),
+    [
+        ("harmful", side("bad", "ab", 12), r"Only \d harmful prompts fall to validation; at least 8 are needed, give a larger file"),
+        ("matched", side("good", "ab", 4, pairs=False), "Only 4 matched prompts fall to extract; at least 8 are needed"),
+        ("unmatched", side("any", "x", 16, pairs=False), "Only 3 unmatched prompts fall to validation; at least 4 are needed"),
+        ("unmatched", side("any", "x", 1, pairs=False), r"Only \d unmatched prompts fall to extract; at least 8 are needed"),
+    ],
+)
+def test_a_side_that_is_too_small_is_named_with_its_part(contrast_config, side_name, few, message):
+    sides = {"harmful": side("bad", "ab", 60), "matched": side("good", "ab", 60), "unmatched": side("any", "x", 60, pairs=False)}
+    with pytest.raises(UserError, match=message):
+        split_sides(**sides | {side_name: few}, config=contrast_config(baselines=["unmatched", "matched"]))
+
+
+def test_partners_share_their_category_and_rows_left_out_in_reading_are_counted(organism, contrast_config):
+    sides = {"harmful": side("bad", "ab", 60), "matched": side("good", "ab", 60), "unmatched": side("any", "x", 60, pairs=False)}
+    whole = from_sides(organism.aligned(), **sides, config=contrast_config())
+    for name in ("harmful", "matched"):
+        bare = replace(sides[name], prompts=tuple(replace(p, category=None) for p in sides[name]), dropped=3)
+        found = from_sides(organism.aligned(), **(sides | {name: bare}), config=contrast_config())
+        assert found.fingerprint == whole.fingerprint
+        assert found.dropped == {"harmful": 0, "matched": 0, "unmatched": 0} | {name: 3}
+        assert found.predictions is None

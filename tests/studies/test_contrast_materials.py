@@ -1,10 +1,14 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
 from resect.directions import mean_of_differences
 from resect.errors import UserError
 from resect.prompts import Prompt
-from resect.studies.contrast_materials import LEAST_OF_A_CATEGORY, _dealt, _with_partners
+from resect.studies.contrast_materials import _dealt, _equal_sides, _with_partners, gather_sides
+from resect.studies.contrast_topics import LEAST_OF_A_CATEGORY
+from resect.studies.steps import Steps
 
 
 def test_every_baseline_averages_the_rows_it_says(desk):
@@ -25,6 +29,30 @@ def test_every_baseline_averages_the_rows_it_says(desk):
 def test_sides_are_of_one_size(desk):
     assert len(desk.materials.benign) == 2 * desk.materials.matched_count
     assert len(desk.materials.harmful) == len(desk.materials.prompts) == len(desk.materials.labels)
+
+
+def answering(behaviour, answered):
+    """Return the behaviour as if the base answered only those extraction prompts of the benign sides."""
+    harmless = behaviour.harmless["extract"]
+    return replace(behaviour, harmless={**behaviour.harmless, "extract": harmless.where([answered(p) for p in harmless.prompts])})
+
+
+def test_all_baselines_rest_on_equally_many_rows_whatever_the_base_refuses(desk, contrast_inputs, tmp_path):
+    """Matched prompts lost, unmatched ones lost, and both: sizes stay equal, and what is left out is counted."""
+    matched, unmatched = ({p.key for p in side.extract} for side in (contrast_inputs.matched, contrast_inputs.unmatched))
+    lost = set(sorted(matched)[::7]), set(sorted(unmatched)[::3])
+    lonely = desk.materials.left_out["harmful"]
+    for k, gone in enumerate((lost[0], lost[1], lost[0] | lost[1])):
+        behaviour = answering(desk.behaviour, lambda p, gone=gone: p.key not in gone)
+        found = gather_sides(desk.lab, contrast_inputs, behaviour, Steps(tmp_path / str(k)))
+        rows = {name: int((weights > 0).any(0).sum()) for name, weights in found.weights.items()}
+        assert set(rows.values()) == {found.matched_count} == {len(found.harmful)}
+        assert found.left_out["harmful"] == len(desk.behaviour.harmful["extract"].prompts) - len(found.harmful) > lonely
+        answered = {p.key for p in behaviour.harmless["extract"].prompts}
+        assert found.left_out["matched"] == len(matched & answered) - found.matched_count
+        harmful, on_topic, _ = _equal_sides(contrast_inputs, behaviour, pairs=False)
+        assert len(harmful) >= len(found.harmful)
+        assert len(on_topic) == min(len(matched & answered), len(unmatched & answered))
 
 
 def test_dealt_rows_have_the_topics_as_often_as_the_matched_ones():

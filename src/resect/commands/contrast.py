@@ -14,9 +14,11 @@ from resect.config.contrast import ORGANISM
 from resect.errors import UserError
 from resect.models.load import load_model
 from resect.report.contrast import build_contrast_report
+from resect.report.contrast_notes import notes
+from resect.report.contrast_read import read_contrast
 from resect.report.contrast_table import contrast_table
 from resect.run import finish, run_contrast
-from resect.studies.contrast_inputs import ContrastInputs, from_organism, from_sides
+from resect.studies.contrast_inputs import ContrastInputs, from_organism, from_sides, split_sides
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class ContrastSources:
         """Read the prompt files at once, so that their mistakes show first, and return the function that loads the model.
 
         Raises:
-            UserError: prompt files missing, malformed, or given for an organism.
+            UserError: prompt files missing, malformed, unfit for a contrast, or given for an organism.
         """
         if self.organism:
             if self.harmful or self.matched or self.unmatched:
@@ -47,6 +49,8 @@ class ContrastSources:
             organism = open_organism(self.model)
             return lambda: from_organism(organism, config=config)
         harmful, matched, unmatched = (needed(getattr(self, name), name) for name in ("harmful", "matched", "unmatched"))
+        if not config.predict_categories:
+            split_sides(harmful, matched, unmatched, config)  # what is wrong with the files shows before the model is loaded
 
         def load() -> ContrastInputs:
             model = load_model(self.model, dtype=self.dtype, revision=self.revision, device=device, trust_remote_code=trust_remote_code)
@@ -92,6 +96,8 @@ def run_study(
         console.show_json(result.document)
         return
     console.show(contrast_table(result.document))
+    for note in notes(read_contrast(out)):
+        console.say(f"Note: {note}")
     for answer in result.document["verdicts"]:
         place = "one layer" if answer["place"] == "single" else "anywhere"
         console.say(f"{answer['title']} ({place}): {answer['answer']}.")

@@ -1,6 +1,6 @@
 """Every knob of the contrast study."""
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -42,6 +42,27 @@ class ContrastConfig(StudyConfig):
     """Controls run on every arm that they apply to; empty runs the plain arms alone."""
     directions: int | None = Field(default=None, ge=1)
     """Directions a layer of methods that find several; unset takes one a category, the same number on every baseline."""
+    predict_categories: bool = False
+    """Give harmful and matched prompts without a category the nearest mean of the harmful ones that have one, with its accuracy."""
+    angle: float = Field(default=10.0, gt=0, lt=90)
+    """Angle to the direction of endless prompts, in degrees, for which the report says how many prompts it would take."""
+
+    som_rows: int = Field(default=3, ge=1)
+    """Rows of a self-organising map; every category needs as many prompts as its map has neurons."""
+    som_columns: int = Field(default=3, ge=1)
+    """Columns of a map."""
+    som_iterations: int = Field(default=10_000, ge=1)
+    """Prompts shown to a map while it is trained."""
+    som_learning_rate: float = Field(default=0.01, gt=0, le=1)
+    """Learning rate of a map (none in batch training)."""
+    som_sigma: float = Field(default=0.33, gt=0)
+    """Width of a map's neighbourhood, in neurons."""
+    som_winners: int = Field(default=1, ge=1)
+    """Neurons of each map that give a direction, those with the most prompts."""
+    som_read: Literal["neuron", "members"] = "neuron"
+    """What a winner's direction is: its own weights, or the mean of the differences that it wins."""
+    som_training: Literal["random", "batch"] = "random"
+    """How a map is trained: on one prompt after another in random order, or on all at once until it rests."""
 
     weights: tuple[float, ...] = (0.3, 0.5, 0.8, 1.0, 1.2)
     """Weights of the grid, rising: the share of each direction that is taken out."""

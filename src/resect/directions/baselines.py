@@ -4,7 +4,7 @@ Every baseline is one matrix of weights: line i says how the harmless rows are a
 An unmatched mean weighs all rows alike, a matched one the rows with the prompt's own key (its category, its pair, its framing).
 """
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -92,34 +92,3 @@ def _mean_over(chosen: Bool[Tensor, "prompt row"], keys: Sequence[Hashable], com
         more = f" (and {len(empty) - 1} more)" if len(empty) > 1 else ""
         raise UserError(f"{empty[0]!r}{more} {complaint}; add harmless prompts with another key, or leave those harmful prompts out.")
     return chosen.double() / counts
-
-
-def thinned(weights: Float[Tensor, "prompt row"], rows: int, *, seed: int) -> Float[Tensor, "prompt row"]:
-    """Return the weights with only `rows` of the used rows left, drawn at random and evenly from rows that serve the same prompts.
-
-    What each prompt had is spread over what it keeps, in proportion.
-
-    Raises:
-        UserError: fewer rows are used than asked for, or so few are asked for that a prompt would keep none.
-    """
-    used = (weights > 0).any(0).nonzero().flatten()
-    if not 1 <= rows <= len(used):
-        raise UserError(f"{rows} harmless prompts were asked for, and the baseline uses {len(used)}; ask for 1 to {len(used)}.")
-    shuffled = used[torch.randperm(len(used), generator=torch.Generator().manual_seed(seed))]
-    _, groups = torch.unique((weights[:, shuffled] > 0).T, dim=0, return_inverse=True)
-    rank = torch.stack([(groups[:k] == group).sum() for k, group in enumerate(groups)])
-    kept = torch.zeros_like(weights)
-    chosen = shuffled[rank.argsort(stable=True)[:rows]]
-    kept[:, chosen] = weights[:, chosen]
-    left = kept.sum(1, keepdim=True)
-    if bool((left == 0).any()):
-        raise UserError(
-            f"With {rows} harmless prompts {int((left == 0).sum())} harmful ones would have nothing subtracted; ask for more of them."
-        )
-    return kept / left
-
-
-def equal_rows(weights: Mapping[str, Float[Tensor, "prompt row"]], *, seed: int) -> dict[str, Float[Tensor, "prompt row"]]:
-    """Return every baseline thinned to as many harmless rows as the smallest of them uses; raises what `thinned` raises."""
-    fewest = min(int((w > 0).any(0).sum()) for w in weights.values())
-    return {name: thinned(w, fewest, seed=seed) for name, w in weights.items()}

@@ -23,7 +23,10 @@ class Grid:
 
     Learning rate and width of the neighbourhood (`sigma`, in neurons; Gaussian) are those of arXiv 2511.08379's code. `winners` neurons
     are taken for each class, those with the most prompts. `read` says what a winner's direction is: its own weights (`neuron`), or the
-    mean of the differences that it wins (`members`).
+    mean of the differences that it wins (`members`). `training` is `random` (one prompt after another, in random order) or `batch`
+    (Kohonen's batch map: every neuron becomes the neighbourhood's weighted mean of all prompts at once, and has no learning rate).
+    After a finite number of random steps a neuron still follows the last draws, by sqrt(learning_rate / 2) standard deviations at most;
+    a batch map has come to rest, and one neuron is the class mean. `iterations` counts prompts shown, in batches of the whole class.
     """
 
     rows: int = 3
@@ -33,6 +36,7 @@ class Grid:
     sigma: float = 0.33
     winners: int = 1
     read: Literal["neuron", "members"] = "neuron"
+    training: Literal["random", "batch"] = "random"
 
     @property
     def neurons(self) -> int:
@@ -119,8 +123,12 @@ def _winners(rows: Float[Tensor, "member d_model"], grid: Grid, seed: int) -> tu
 
 
 def _train(rows: np.ndarray, grid: Grid, seed: int) -> np.ndarray:
-    shape = (grid.rows, grid.columns, rows.shape[1])
-    som = MiniSom(*shape, sigma=grid.sigma, learning_rate=grid.learning_rate, random_seed=seed)  # pyright: ignore[reportArgumentType]
+    shape, batch = (grid.rows, grid.columns, rows.shape[1]), grid.training == "batch"
+    rate = 1.0 if batch else grid.learning_rate
+    som = MiniSom(*shape, sigma=grid.sigma, learning_rate=rate, random_seed=seed)  # pyright: ignore[reportArgumentType]
     som.random_weights_init(rows)
-    som.train_random(rows, grid.iterations)
+    if batch:
+        som.train_batch_offline(rows, -(-grid.iterations // len(rows)))
+    else:
+        som.train_random(rows, grid.iterations)
     return som.get_weights().reshape(grid.neurons, -1)

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from resect.artifacts import write_text
-from resect.report import contrast_charts, contrast_tables
+from resect.report import contrast_charts, contrast_errors, contrast_tables
+from resect.report.contrast_notes import notes
 from resect.report.contrast_paper import MODEL
 from resect.report.contrast_read import ContrastRun, read_contrast
 from resect.report.page import figure, fill
@@ -27,6 +28,13 @@ FIGURES = (
         "Left: the angle within which the direction of endless prompts lies, by bootstrap; near 90 degrees it is noise. Right: the share "
         "of its squared length inside the span of the topic means.",
         contrast_charts.signal,
+    ),
+    (
+        "halves",
+        "Halves of the prompts by layer",
+        "Left: the cosine between the directions of two random halves of the prompts, mean and 95 % of the halvings; right: the length of "
+        "the difference without noise, by the length of its error.",
+        contrast_charts.halves,
     ),
     (
         "shares",
@@ -65,6 +73,7 @@ def render_contrast(run: ContrastRun) -> str:
         "contrast.html.j2",
         run=run,
         tables=contrast_tables,
+        errors=contrast_errors,
         figures=drawn,
         titles={name: title for name, title, _, _ in FIGURES},
         bins=list(range(BINS // 2, BINS)),
@@ -96,26 +105,3 @@ def _outcome(entry: Mapping[str, Any]) -> str:
     parts = [f"it removes fewer refusals in {entry['more']}"] if entry["more"] else []
     parts += [f"{'' if parts else 'it removes '}more in {entry['less']}"] if entry["less"] else []
     return f"{' and '.join(parts)} of {entry['n']} methods"
-
-
-def notes(run: ContrastRun) -> list[str]:
-    """Return every reason to distrust the headline that the data themselves give."""
-    found, prompts, protocol = [], run.part("prompts"), run.part("protocol")
-    similarity = prompts.get("similarity")
-    if similarity and similarity["within"] <= similarity["shuffled"]:
-        found.append("Matched prompts are no more like their harmful partners than like others (word overlap): this set is hardly matched.")
-    audit = protocol["audit"]
-    if audit["right"] < audit["read"]:
-        wrong = audit["read"] - audit["right"]
-        found.append(f"Of {audit['read']} cells that the screen spared and that were read all the same, {wrong} had another R.")
-    if protocol["base"] < protocol["panel"]:
-        found.append(f"The base model itself refuses only {protocol['base']} of the {protocol['panel']} prompts of the panel.")
-    infeasible = [arm for arm in run.plain if not run.part("arms")[arm]["chosen"]["any"]["feasible"]]
-    if infeasible:
-        found.append(f"No cell worked on validation for {', '.join(infeasible)}; the nearest one was scored.")
-    n = run.part("evaluation")["base"]["any"]["refusal_rate"]["n"]
-    if n < 100:
-        found.append(f"Only {n} harmful test prompts: differences below about {percent(2 / n**0.5)} cannot be seen.")
-    if not prompts.get("paired"):
-        found.append("Prompts carry no pair ids, so nothing was matched per pair.")
-    return found

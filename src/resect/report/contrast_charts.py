@@ -31,12 +31,15 @@ def norms(run: ContrastRun, *, wide: bool) -> Chart | None:
 
 def signal(run: ContrastRun, *, wide: bool) -> Chart | None:
     """Return the angle of error and the topic part of each baseline's difference of means, by layer."""
-    part = run.part("geometry")
-    panels = [(part.get("cone") or {}, "95 % cone, degrees"), (part.get("topic_part") or {}, "topic part of the squared norm")]
-    return _by_layer(panels, wide=wide)
+    return _by_layer([(run.errors("cone"), "95 % cone, degrees"), (run.part("geometry").get("topic_part") or {}, "topic part")], wide=wide)
 
 
-def _by_layer(panels: Sequence[tuple[Mapping[str, Sequence[float]], str]], *, wide: bool) -> Chart | None:
+def halves(run: ContrastRun, *, wide: bool) -> Chart | None:
+    """Return the cosine between the differences of means of two halves of the prompts, and signal by noise, by layer."""
+    return _by_layer([(run.errors("split_half"), "split-half cosine"), (run.errors("signal_to_noise"), "signal / noise")], wide=wide)
+
+
+def _by_layer(panels: Sequence[tuple[Mapping[str, Any], str]], *, wide: bool) -> Chart | None:
     shown = [(values, title) for values, title in panels if values]
     charts = [
         _lines(_layer_rows(values), x=_layers(values), title=title, width=panel_width(len(shown), wide=wide)) for values, title in shown
@@ -44,19 +47,23 @@ def _by_layer(panels: Sequence[tuple[Mapping[str, Sequence[float]], str]], *, wi
     return side_by_side(charts, wide=wide) if charts else None
 
 
-def _layers(values: Mapping[str, Sequence[float]]) -> alt.X:
-    count = max(map(len, values.values()))
+def _layers(values: Mapping[str, Any]) -> alt.X:
+    count = max(len(each["value"] if isinstance(each, Mapping) else each) for each in values.values())
     every = max(1, math.ceil(count / 12))
     return alt.X("x:O", axis=alt.Axis(title="layer", labelAngle=0, values=list(range(0, count, every)), ticks=False))
 
 
-def _layer_rows(values: Mapping[str, Sequence[float]]) -> list[dict[str, Any]]:
-    return [
-        {"x": layer, "y": value, "series": name, "tip": f"{name}, layer {layer}: {number(value)}"}
-        for name, row in values.items()
-        for layer, each in enumerate(row)
-        if (value := finite(each)) is not None
-    ]
+def _layer_rows(values: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return a row for every layer and series; a series is a list by layer, or three of them: value, low and high."""
+    rows: list[dict[str, Any]] = []
+    for name, each in values.items():
+        ends = {end: each[end] for end in ("low", "high")} if isinstance(each, Mapping) else {}
+        for layer, raw in enumerate(each["value"] if isinstance(each, Mapping) else each):
+            if (value := finite(raw)) is not None:
+                span = f", {number(ends['low'][layer])} to {number(ends['high'][layer])}" if ends else ""
+                tip = f"{name}, layer {layer}: {number(value)}{span}"
+                rows.append({"x": layer, "y": value, "series": name, "tip": tip, **{end: row[layer] for end, row in ends.items()}})
+    return rows
 
 
 def _lines(rows: list[dict[str, Any]], *, x: alt.X, title: str, width: int) -> Chart:

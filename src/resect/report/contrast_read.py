@@ -24,6 +24,11 @@ class ContrastRun:
         """Return an object of the document, empty where the study did not write it."""
         return self.document.get(name) or {}
 
+    def errors(self, name: str) -> dict[str, Any]:
+        """Return one of the error bars of every baseline that has it."""
+        found = self.part("geometry").get("errors") or {}
+        return {baseline: bars[name] for baseline, bars in found.items() if bars.get(name)}
+
     @property
     def arms(self) -> list[str]:
         """The arms in the order of the study: baselines by method, then controls."""

@@ -17,9 +17,10 @@ from resect.studies.contrast_arms import PLAIN, Arm, Recipe, Recipes, arms
 from resect.studies.contrast_doses import run_dose, share_doses, size_doses
 from resect.studies.contrast_geometry import capture_of_pairs, geometry
 from resect.studies.contrast_grid import Screen, audit, best_layers, choose, forced, make_screen, read_cells, read_panel, screen_arm, spare
-from resect.studies.contrast_inputs import ContrastInputs, pair_similarity
+from resect.studies.contrast_inputs import ContrastInputs
 from resect.studies.contrast_materials import ContrastMaterials, gather_sides, paired
 from resect.studies.contrast_scores import Examiner, compare, examine, summary
+from resect.studies.contrast_topics import pair_similarity
 from resect.studies.contrast_verdicts import described, pairs, protocol_verdict, verdicts
 from resect.studies.inputs import near_twins
 from resect.studies.lab import Lab
@@ -77,6 +78,7 @@ def run(inputs: ContrastInputs, config: ContrastConfig, steps: Steps) -> Contras
         UserError: see `behaviour.observe`, `contrast_arms.arms`, `contrast_materials.gather_sides` and the direction methods.
     """
     desk = prepare(inputs, config, steps)
+    measured = steps.json("geometry", lambda: _geometry(desk))
     grids = {arm.name: steps.json(f"grid_{arm.file}", lambda a=arm: _grid(desk, a)) for arm in desk.arms}
     base = steps.json("panel", lambda: read_panel(desk.screen, EditPlan(())))
     for arm in desk.arms:
@@ -87,7 +89,7 @@ def run(inputs: ContrastInputs, config: ContrastConfig, steps: Steps) -> Contras
     results = {"base": dict.fromkeys(PLACES, untouched)}
     for arm in desk.arms:
         results[arm.name] = steps.json(f"test_{arm.file}", lambda a=arm: _test(desk, a, chosen[a.name]))
-    return ContrastResult(_document(desk, grids, chosen, results, base=base), desk.arms, desk.recipes, desk.materials)
+    return ContrastResult(measured | _document(desk, grids, chosen, results, base=base), desk.arms, desk.recipes, desk.materials)
 
 
 def prepare(inputs: ContrastInputs, config: ContrastConfig, steps: Steps) -> Desk:
@@ -99,6 +101,16 @@ def prepare(inputs: ContrastInputs, config: ContrastConfig, steps: Steps) -> Des
     twin = twin_responses(lab, inputs.study, steps, "test") if inputs.twin is not None else None
     examiner = Examiner(lab, behaviour, forced(lab, behaviour.harmless["test"]), twin)
     return Desk(inputs, behaviour, materials, Recipes(materials, config), found, make_screen(lab, behaviour), examiner, steps)
+
+
+def _geometry(desk: Desk) -> dict[str, Any]:
+    """Return the parts of the document that need no edit. Every arm's directions are made here: what cannot be made is told at once."""
+    recipes = {arm: desk.recipes.of(arm) for arm in desk.arms}
+    baselines = tuple(dict.fromkeys(a.baseline for a in desk.arms))
+    return {
+        "geometry": geometry(desk.materials, baselines, angle=desk.config.angle, seed=desk.config.seed),
+        "capture": capture_of_pairs({arm.name: r for arm, r in recipes.items() if arm.variant == PLAIN}, desk.materials.held_out),
+    }
 
 
 def _grid(desk: Desk, arm: Arm) -> list[dict[str, Any]]:
@@ -144,8 +156,6 @@ def _document(desk: Desk, grids: dict[str, Any], chosen: dict[str, Any], results
             "arms": protocol,
             "audit": desk.steps.json("audit", lambda: _audit(desk, grids, base=base)),
         },
-        "geometry": geometry(desk.materials, tuple(dict.fromkeys(a.baseline for a in desk.arms)), seed=seed),
-        "capture": capture_of_pairs({a.name: desk.recipes.of(a) for a in desk.arms if a.variant == PLAIN}, desk.materials.held_out),
         "matched": desk.steps.json("matched", lambda: _matched(desk, chosen)),
         "doses": _doses(desk, grids),
         "comparisons": tests,
@@ -176,7 +186,9 @@ def _prompts(desk: Desk) -> dict[str, Any]:
             "unmatched": len(materials.benign) - materials.matched_count,
             "held_out_pairs": len(materials.held_out),
         },
+        "left_out": materials.left_out,
         "categories": {c: int((materials.labels == i).sum()) for i, c in enumerate(materials.categories)},
+        "predicted": inputs.predictions,
         "similarity": pair_similarity(inputs.harmful.extract.prompts, inputs.matched.extract.prompts, seed=desk.config.seed),
         "paired": paired(inputs, desk.config),
     }

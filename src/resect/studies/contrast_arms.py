@@ -5,6 +5,7 @@ A new variant is one entry of `VARIANTS`; a new baseline one matrix in `contrast
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
@@ -14,10 +15,11 @@ from resect import cleaning
 from resect.cleaning import KeepTerm
 from resect.config import ContrastConfig
 from resect.directions import METHODS, Baseline, Directions, mean_difference
-from resect.directions.som import orthogonalised
+from resect.directions.methods import Find
+from resect.directions.som import Grid, orthogonalised, som
 from resect.edit.oblique import oblique_plan
 from resect.edit.plan import EditPlan, WriterLike, make_plan
-from resect.errors import unknown_name
+from resect.errors import UserError, unknown_name
 from resect.studies.contrast_materials import ContrastMaterials
 
 PLAIN = "plain"
@@ -119,13 +121,21 @@ class Recipes:
         self._found: dict[tuple[str, str], Directions] = {}
 
     def of(self, arm: Arm) -> Recipe:
-        """Return the recipe of an arm; raises what its method raises."""
+        """Return the recipe of an arm; raises what its method raises, and `UserError` if no layer has all its directions."""
         baseline = self.materials.baseline(arm.baseline)
         found = self._directions(arm, baseline)
+        if self.config.directions and METHODS[arm.method].several:
+            found = found.first(self.config.directions)
         if arm.variant != PLAIN:
             found = VARIANTS[arm.variant].change(found, self.materials, baseline)
         scales = norm_scales(found, reference_norm(self.materials)) if arm.variant == "raw_norm" else None
-        return Recipe(found, joint=arm.variant != "sequential", scales=scales)
+        recipe = Recipe(found, joint=arm.variant != "sequential", scales=scales)
+        if not recipe.usable:
+            raise UserError(
+                f"Every layer of {arm.name} has a direction of length zero, so there is nothing to edit; look whether the harmful prompts "
+                "and what is subtracted from them are the same."
+            )
+        return recipe
 
     def _directions(self, arm: Arm, baseline: Baseline) -> Directions:
         key = (arm.baseline, arm.method)
@@ -154,13 +164,28 @@ def shifted(found: Directions, old: Baseline, new: Baseline, labels: Int[Tensor,
     So the arms of the second paper differ in what is subtracted from the same winners, and a map is trained once (seconds each).
     """
     moved = [(old.subtrahends[labels == c][0] - new.subtrahends[labels == c][0]).double() for c in range(int(labels.max()) + 1)]
-    return replace(found, vectors=(found.vectors.double() + torch.stack(moved, dim=1)).float())
+    winners = found.vectors.shape[1] // len(moved)
+    return replace(found, vectors=(found.vectors.double() + torch.stack(moved, dim=1).repeat_interleave(winners, dim=1)).float())
 
 
 def find(materials: ContrastMaterials, baseline: Baseline, method: str, config: ContrastConfig) -> Directions:
     """Return a method's directions on a baseline; raises what the method raises."""
-    found = METHODS[method].find(materials.harmful, baseline, labels=materials.labels, seed=config.seed)
-    return found.first(config.directions) if config.directions and METHODS[method].several else found
+    finder: Find = partial(som, grid=map_grid(config)) if method == "som" else METHODS[method].find
+    return finder(materials.harmful, baseline, labels=materials.labels, seed=config.seed)
+
+
+def map_grid(config: ContrastConfig) -> Grid:
+    """Return how maps are trained."""
+    return Grid(
+        rows=config.som_rows,
+        columns=config.som_columns,
+        iterations=config.som_iterations,
+        learning_rate=config.som_learning_rate,
+        sigma=config.som_sigma,
+        winners=config.som_winners,
+        read=config.som_read,
+        training=config.som_training,
+    )
 
 
 def reference_norm(materials: ContrastMaterials) -> Float[Tensor, " layer"]:

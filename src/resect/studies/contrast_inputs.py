@@ -1,25 +1,27 @@
 """What the contrast study works on: harmful prompts, benign ones on the same topics, and benign ones on any topic."""
 
 import hashlib
-import random
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 from resect.config import ContrastConfig
 from resect.errors import UserError
 from resect.models.load import ChatModel
 from resect.organism.shipped import Organism
 from resect.prompts import Prompt, PromptSet, check_disjoint, split_evenly
-from resect.prompts.splits import similarity
-from resect.studies.inputs import SHARES, Split, StudyInputs
+from resect.studies.contrast_categories import predicted
+from resect.studies.contrast_topics import check_pairs, check_topics, inherited
+from resect.studies.inputs import FEWEST, SHARES, Split, StudyInputs
 
 
 @dataclass(frozen=True, eq=False)
 class ContrastInputs:
     """Model and three sides, each in three disjoint parts; `twin` is the helpful-only model (organisms only).
 
-    Of matched and unmatched validation and test prompts there are half as many as of harmful ones: both together are as many.
+    Of matched and unmatched validation and test prompts there are half as many as of harmful ones: both together are as many. `dropped`
+    counts the rows of each file that were left out in reading, `predictions` says how categories were predicted (None if they were not).
     """
 
     model: ChatModel
@@ -27,9 +29,8 @@ class ContrastInputs:
     matched: Split
     unmatched: Split
     twin: ChatModel | None = None
-
-    def __post_init__(self) -> None:
-        check_topics(self.harmful.extract, self.matched.extract)
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    predictions: dict[str, Any] | None = None
 
     @cached_property
     def study(self) -> StudyInputs:
@@ -51,16 +52,29 @@ def from_sides(model: ChatModel, *, harmful: PromptSet, matched: PromptSet, unma
     """Return the inputs made from three prompt files.
 
     Raises:
-        UserError: a prompt stands on two sides, matched prompts share no pair id and no category with the harmful ones, a category has one
-            prompt only, or a split is too small.
+        UserError: what `split_sides` raises, or categories that cannot be predicted.
+    """
+    dropped = {side: prompts.dropped for side, prompts in (("harmful", harmful), ("matched", matched), ("unmatched", unmatched))}
+    predictions = None
+    if config.predict_categories:
+        harmful, matched, predictions = predicted(model, harmful, matched, config)
+    return ContrastInputs(model, *split_sides(harmful, matched, unmatched, config), dropped=dropped, predictions=predictions)
+
+
+def split_sides(harmful: PromptSet, matched: PromptSet, unmatched: PromptSet, config: ContrastConfig) -> tuple[Split, Split, Split]:
+    """Return three prompt files in three parts each; no model is needed to see whether they will do.
+
+    Raises:
+        UserError: a prompt stands on two sides, pairs or categories do not match, a category has too few prompts, or a side is too small.
     """
     check_disjoint({"harmful": harmful, "matched": matched, "unmatched": unmatched})
-    check_topics(harmful, matched)
+    check_pairs(harmful, matched, config)
+    harmful, matched = inherited(matched, harmful), inherited(harmful, matched)
     parts = {"harmful": split_evenly(harmful, SHARES, seed=config.seed)}
     partners = {p.pair_id: part for part, prompts in parts["harmful"].items() for p in prompts if p.pair_id is not None}
     for side, prompts in (("matched", matched), ("unmatched", unmatched)):
         parts[side] = split_evenly(prompts, SHARES, seed=config.seed, partners=partners)
-    return _inputs(model, parts, config)
+    return _sized(parts, config)
 
 
 def from_organism(organism: Organism, *, config: ContrastConfig) -> ContrastInputs:
@@ -68,21 +82,29 @@ def from_organism(organism: Organism, *, config: ContrastConfig) -> ContrastInpu
     language = organism.language
     makers = {"harmful": language.harmful, "matched": language.matched, "unmatched": language.harmless}
     parts = {side: {part: make(part) for part in SHARES} for side, make in makers.items()}
-    return _inputs(organism.aligned(), parts, config, twin=organism.helpful())
+    return ContrastInputs(organism.aligned(), *_sized(parts, config), twin=organism.helpful())
 
 
-def _inputs(
-    model: ChatModel,
-    parts: dict[str, dict[str, PromptSet]],
-    config: ContrastConfig,
-    *,
-    twin: ChatModel | None = None,
-) -> ContrastInputs:
+def _sized(parts: Mapping[str, Mapping[str, PromptSet]], config: ContrastConfig) -> tuple[Split, Split, Split]:
     sides = {
         side: Split(**{part: _spread(prompts).first(_size(side, part, config)) for part, prompts in found.items()})
         for side, found in parts.items()
     }
-    return ContrastInputs(model=model, **sides, twin=twin)
+    _check_sizes(sides)
+    check_topics(sides["harmful"].extract, sides["matched"].extract, config)
+    return sides["harmful"], sides["matched"], sides["unmatched"]
+
+
+def _check_sizes(sides: Mapping[str, Split]) -> None:
+    """Check that every side has enough prompts, on each of the parts (half as many where two sides share a part)."""
+    for side, split in sides.items():
+        for part, prompts in split.items():
+            fewest = FEWEST if side == "harmful" or part == "extract" else FEWEST // 2
+            if len(prompts) < fewest:
+                raise UserError(
+                    f"Only {len(prompts)} {side} prompts fall to {part}; at least {fewest} are needed, give a larger file (it is divided "
+                    f"into {', '.join(f'{name} {share:.0%}' for name, share in SHARES.items())})."
+                )
 
 
 def _size(side: str, part: str, config: ContrastConfig) -> int:
@@ -97,51 +119,3 @@ def _spread(prompts: PromptSet) -> PromptSet:
         groups.setdefault(prompt.category, []).append(prompt)
     ranked = [(rank, str(category), prompt) for category, group in groups.items() for rank, prompt in enumerate(group)]
     return replace(prompts, prompts=tuple(prompt for _, _, prompt in sorted(ranked, key=lambda item: item[:2])))
-
-
-def check_topics(harmful: PromptSet, matched: PromptSet) -> None:
-    """Check that matched prompts can be matched: by category, and by pair where there are pair ids.
-
-    Raises:
-        UserError: no categories, a category that only one side has, a single category, or one with a single prompt.
-    """
-    categories = {side: {p.category for p in prompts} for side, prompts in (("harmful", harmful), ("matched", matched))}
-    for side, found in categories.items():
-        if None in found:
-            raise UserError(
-                f"Some {side} prompts have no category, so no topic can be matched; give every row a category column, "
-                "the same names on the harmful and the matched side."
-            )
-    lonely = sorted(str(c) for c in categories["harmful"] - categories["matched"])
-    if lonely:
-        raise UserError(
-            f"Category {lonely[0]!r} has harmful prompts and no matched ones ({len(lonely)} such categories); "
-            "add benign prompts on that topic, or leave the category out."
-        )
-    if len(categories["harmful"]) < 2:
-        raise UserError(
-            f"All harmful prompts have the one category {next(iter(categories['harmful']))!r}; matching by topic needs at least two topics."
-        )
-    for category in sorted(str(c) for c in categories["harmful"]):
-        for side, prompts in (("harmful", harmful), ("matched", matched)):
-            if sum(p.category == category for p in prompts) < 2:
-                raise UserError(f"Category {category!r} has a single {side} prompt; a mean needs at least two, add some or leave it out.")
-
-
-def pair_similarity(harmful: Sequence[Prompt], matched: Sequence[Prompt], *, seed: int) -> dict[str, float | int] | None:
-    """Return the mean word overlap (Jaccard) within pairs and, for comparison, between the same prompts paired at random.
-
-    Pairs are by pair id, else by category. None where nothing can be paired.
-    """
-    partners: dict[str | None, list[Prompt]] = {}
-    key = "pair_id" if any(p.pair_id for p in harmful) else "category"
-    for prompt in matched:
-        partners.setdefault(getattr(prompt, key), []).append(prompt)
-    pairs = [(p, q) for p in harmful if getattr(p, key) is not None for q in partners.get(getattr(p, key), [])]
-    if not pairs:
-        return None
-    others = [q for _, q in pairs]
-    random.Random(seed).shuffle(others)
-    within = sum(similarity(p.text, q.text) for p, q in pairs) / len(pairs)
-    across = sum(similarity(p.text, q.text) for (p, _), q in zip(pairs, others, strict=True)) / len(pairs)
-    return {"within": within, "shuffled": across, "n": len(pairs)}

@@ -1,9 +1,11 @@
 """What the arms of the contrast study are made from: activations of the three sides, and which rows each baseline subtracts."""
 
 import random
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import cycle
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -16,19 +18,18 @@ from resect.errors import UserError
 from resect.prompts import Prompt
 from resect.studies.behaviour import Behaviour
 from resect.studies.contrast_inputs import ContrastInputs
+from resect.studies.contrast_topics import LEAST_OF_A_CATEGORY, check_maps, counted
 from resect.studies.inputs import FEWEST
 from resect.studies.lab import Lab
 from resect.studies.steps import Steps
-
-LEAST_OF_A_CATEGORY = 2
-"""Fewest prompts a side that a category needs to be matched."""
 
 
 @dataclass(frozen=True, eq=False)
 class ContrastMaterials:
     """Rows of harmful prompts and of benign ones (matched first), in the order of the prompts, and the held-out pairs.
 
-    `weights` holds one matrix a baseline (`directions.Baseline`). `held_out` are test prompts less the mean of their matched partners.
+    `weights` holds one matrix a baseline (`directions.Baseline`), all over equally many rows. `held_out` are test prompts less the mean of
+    their matched partners. `left_out` counts what the sides had and the directions are not made from.
     """
 
     harmful: Float[Tensor, "prompt layer d_model"]
@@ -38,6 +39,7 @@ class ContrastMaterials:
     matched_count: int
     weights: Mapping[str, Float[Tensor, "prompt row"]]
     held_out: Float[Tensor, "pair layer d_model"]
+    left_out: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def categories(self) -> tuple[str, ...]:
@@ -71,10 +73,12 @@ class ContrastMaterials:
 def gather_sides(lab: Lab[ContrastConfig], inputs: ContrastInputs, behaviour: Behaviour, steps: Steps) -> ContrastMaterials:
     """Return the materials, captured from the base model (or read back).
 
-    Harmful prompts whose topic (or, where pairs are compared, whose pair) lost its matched prompts to the behaviour filter are left out.
-    As many unmatched prompts are used as matched ones.
+    Raises:
+        UserError: too few prompts are left after the behaviour filter.
     """
-    config, taken = lab.config, lab.only("position")
+    config, pairs, taken = lab.config, paired(inputs, lab.config), lab.only("position")
+    harmful, matched, unmatched = _equal_sides(inputs, behaviour, pairs=pairs)
+    check_maps(counted(harmful), config)
 
     def rows(name: str, prompts: tuple[Prompt, ...]) -> Tensor:
         return steps.tensors(name, lambda: {"rows": _rows(taken, prompts)}, key=taken.key("rows", prompts))["rows"]
@@ -82,21 +86,42 @@ def gather_sides(lab: Lab[ContrastConfig], inputs: ContrastInputs, behaviour: Be
     def held_out() -> dict[str, Tensor]:
         return {"rows": _held_out(taken, inputs)}
 
-    benign = behaviour.harmless["extract"].prompts.prompts
-    on_topic = {p.key for p in inputs.matched.extract}
-    matched = tuple(p for p in benign if p.key in on_topic)
-    unmatched = tuple(p for p in benign if p.key not in on_topic)[: len(matched)]
-    harmful = _with_partners(behaviour.harmful["extract"].prompts.prompts, matched, paired=paired(inputs, config))
-    matched = tuple(p for p in matched if p.category in {q.category for q in harmful})
     return ContrastMaterials(
         harmful=rows("harmful", harmful),
         benign=rows("benign", matched + unmatched),
         prompts=harmful,
         benign_prompts=matched + unmatched,
         matched_count=len(matched),
-        weights=_weights(harmful, matched, unmatched, config, paired=paired(inputs, config)),
+        weights=_weights(harmful, matched, unmatched, config, paired=pairs),
         held_out=steps.tensors("held_out", held_out, key=taken.key("held out", inputs.harmful.test, inputs.matched.test))["rows"],
+        left_out=_left_out(inputs, behaviour, harmful, matched),
     )
+
+
+def _equal_sides(inputs: ContrastInputs, behaviour: Behaviour, *, pairs: bool) -> tuple[tuple[Prompt, ...], ...]:
+    """Return the harmful, the matched and the unmatched prompts that directions are made from, as many unmatched as matched ones.
+
+    Left out are harmful prompts whose topic (or, where pairs are compared, whose pair) lost its matched prompts to the behaviour filter,
+    and matched prompts of topics (or pairs) that no harmful prompt is left of: so all baselines rest on equally many benign prompts.
+    """
+    benign = behaviour.harmless["extract"].prompts.prompts
+    on_topic = {p.key for p in inputs.matched.extract}
+    matched, unmatched = tuple(p for p in benign if p.key in on_topic), tuple(p for p in benign if p.key not in on_topic)
+    matched = matched[: len(unmatched)]
+    harmful = _with_partners(behaviour.harmful["extract"].prompts.prompts, matched, paired=pairs)
+    used = {p.category for p in harmful}, {p.pair_id for p in harmful}
+    matched = tuple(p for p in matched if p.category in used[0] and (not pairs or p.pair_id in used[1]))
+    return harmful, matched, unmatched[: len(matched)]
+
+
+def _left_out(inputs: ContrastInputs, behaviour: Behaviour, harmful: tuple[Prompt, ...], matched: tuple[Prompt, ...]) -> dict[str, Any]:
+    asked, kept = behaviour.harmful["extract"].prompts, {p.key for p in behaviour.harmless["extract"].prompts}
+    return {
+        "rows": {side: n for side, n in inputs.dropped.items() if n},
+        "harmful": len(asked) - len(harmful),
+        "matched": sum(p.key in kept for p in inputs.matched.extract) - len(matched),
+        "categories": sorted({str(p.category) for p in asked} - {str(p.category) for p in harmful}),
+    }
 
 
 def paired(inputs: ContrastInputs, config: ContrastConfig) -> bool:
@@ -108,18 +133,15 @@ def paired(inputs: ContrastInputs, config: ContrastConfig) -> bool:
 def _with_partners(harmful: tuple[Prompt, ...], matched: tuple[Prompt, ...], *, paired: bool) -> tuple[Prompt, ...]:
     pairs = {p.pair_id for p in matched}
     kept = [p for p in harmful if not paired or p.pair_id in pairs]
-    large = {c for c in {p.category for p in kept} if all(_count(side, c) >= LEAST_OF_A_CATEGORY for side in (kept, matched))}
+    sides = [Counter(p.category for p in side) for side in (kept, matched)]
+    large = {category for category in sides[0] if all(side[category] >= LEAST_OF_A_CATEGORY for side in sides)}
     kept = [p for p in kept if p.category in large]
     if len(kept) < FEWEST or len(large) < 2:
         raise UserError(
-            f"Only {len(kept)} harmful extraction prompts of {len(large)} categories have a matched prompt that the base answers; at least "
-            f"{FEWEST} of two categories are needed: give more matched prompts, or switch the filter off (--no-filter)."
+            f"Only {len(kept)} harmful extraction prompts of {len(large)} categories have a matched prompt that the base answers (with as "
+            f"many unmatched ones), and {FEWEST} of two categories are needed: give more prompts, or switch the filter off (--no-filter)."
         )
     return tuple(kept)
-
-
-def _count(prompts: tuple[Prompt, ...] | list[Prompt], category: str | None) -> int:
-    return sum(p.category == category for p in prompts)
 
 
 def _weights(
@@ -156,8 +178,9 @@ def _dealt(topics: list[str | None], count: int, seed: int) -> list[str | None]:
 
 
 def _held_out(lab: Lab[ContrastConfig], inputs: ContrastInputs) -> Float[Tensor, "pair layer d_model"]:
+    """Return test prompts less the mean of their matched partners, by pair where there are any, else by category."""
     harmful, matched = inputs.harmful.test.prompts, inputs.matched.test.prompts
-    key = "pair_id" if all(p.pair_id for p in (*harmful, *matched)) else "category"
+    key = "pair_id" if {p.pair_id for p in harmful} & {p.pair_id for p in matched} - {None} else "category"
     there = {getattr(p, key) for p in matched}
     asked = tuple(p for p in harmful if getattr(p, key) in there)
     rows = _rows(lab, asked + matched)
