@@ -5,8 +5,10 @@ paper's protocol, choose a cell for every arm and score it once, match arms at e
 run folder, so a killed run goes on.
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 from resect.config import ContrastConfig
 from resect.edit.plan import EditPlan
@@ -24,7 +26,10 @@ from resect.studies.contrast_topics import pair_similarity
 from resect.studies.contrast_verdicts import described, pairs, protocol_verdict, verdicts
 from resect.studies.inputs import near_twins
 from resect.studies.lab import Lab
+from resect.studies.side_by_side import side_by_side
 from resect.studies.steps import Steps
+
+T = TypeVar("T")
 
 FORMAT = "resect.contrast/1"
 PLACES = ("any", "single")
@@ -70,6 +75,10 @@ class Desk:
         """Return the edit of an arm's cell."""
         return self.recipes.of(arm).plan(self.lab.writers, cell["layers"], cell["weight"])
 
+    def together(self, tasks: Mapping[str, Callable[[], T]]) -> dict[str, T]:
+        """Return the results of tasks that do not need one another (`side_by_side`)."""
+        return side_by_side(self.lab.model, self.steps, tasks, processes=self.config.processes)
+
 
 def run(inputs: ContrastInputs, config: ContrastConfig, steps: Steps) -> ContrastResult:
     """Return the finished study; steps that the run folder already holds are read back.
@@ -79,16 +88,11 @@ def run(inputs: ContrastInputs, config: ContrastConfig, steps: Steps) -> Contras
     """
     desk = prepare(inputs, config, steps)
     measured = steps.json("geometry", lambda: _geometry(desk))
-    grids = {arm.name: steps.json(f"grid_{arm.file}", lambda a=arm: _grid(desk, a)) for arm in desk.arms}
     base = steps.json("panel", lambda: read_panel(desk.screen, EditPlan(())))
-    for arm in desk.arms:
-        if arm.variant in PAPER_VARIANTS:
-            grids[arm.name] = steps.json(f"read_{arm.file}", lambda a=arm: _read(desk, a, grids[a.name], base=base))
-    chosen = {arm.name: steps.json(f"choice_{arm.file}", lambda a=arm: _choose(desk, a, grids[a.name])) for arm in desk.arms}
     untouched = steps.json("test_base", lambda: examine(desk.examiner, EditPlan(())))
-    results = {"base": dict.fromkeys(PLACES, untouched)}
-    for arm in desk.arms:
-        results[arm.name] = steps.json(f"test_{arm.file}", lambda a=arm: _test(desk, a, chosen[a.name]))
+    tried = desk.together({arm.name: partial(_try, desk, arm, base=base) for arm in desk.arms})
+    grids, chosen, tested = ({name: found[i] for name, found in tried.items()} for i in range(3))
+    results = {"base": dict.fromkeys(PLACES, untouched), **tested}
     return ContrastResult(measured | _document(desk, grids, chosen, results, base=base), desk.arms, desk.recipes, desk.materials)
 
 
@@ -111,6 +115,16 @@ def _geometry(desk: Desk) -> dict[str, Any]:
         "geometry": geometry(desk.materials, baselines, angle=desk.config.angle, seed=desk.config.seed),
         "capture": capture_of_pairs({arm.name: r for arm, r in recipes.items() if arm.variant == PLAIN}, desk.materials.held_out),
     }
+
+
+def _try(desk: Desk, arm: Arm, *, base: int) -> tuple[list[dict[str, Any]], dict[str, Any], dict[str, Any]]:
+    """Return all that is known of one arm: the cells of its grid, those that were chosen, and their test results."""
+    cells = desk.steps.json(f"grid_{arm.file}", lambda: _grid(desk, arm))
+    if arm.variant in PAPER_VARIANTS:
+        screened = cells
+        cells = desk.steps.json(f"read_{arm.file}", lambda: _read(desk, arm, screened, base=base))
+    chosen = desk.steps.json(f"choice_{arm.file}", lambda: _choose(desk, arm, cells))
+    return cells, chosen, desk.steps.json(f"test_{arm.file}", lambda: _test(desk, arm, chosen))
 
 
 def _grid(desk: Desk, arm: Arm) -> list[dict[str, Any]]:
@@ -209,7 +223,7 @@ def _audit(desk: Desk, grids: dict[str, Any], *, base: int) -> dict[str, Any]:
 def _matched(desk: Desk, chosen: dict[str, Any]) -> dict[str, Any]:
     """Return the KL of every plain arm that is no control at the matched refusal rate, and ratios to the unmatched baseline."""
     compared = [arm for arm in desk.arms if not arm.control]
-    traces = {arm.name: desk.steps.json(f"curve_{arm.file}", lambda a=arm: _trace(desk, a, chosen[a.name]["any"])) for arm in compared}
+    traces = desk.together({arm.name: partial(_trace, desk, arm, chosen[arm.name]["any"]) for arm in compared})
     ratios = [(a, b) for question, a, b in pairs(compared) if question in ("matched", "paired")]
     base = [v == "refuse" for v in desk.behaviour.harmful["test"].verdicts]
     found = curves.matched(traces, base=base, refusal=desk.config.matched_refusal, pairs=ratios, seed=desk.config.seed)
@@ -217,6 +231,11 @@ def _matched(desk: Desk, chosen: dict[str, Any]) -> dict[str, Any]:
 
 
 def _trace(desk: Desk, arm: Arm, cell: dict[str, Any]) -> list[dict[str, Any]]:
+    points: list[dict[str, Any]] = desk.steps.json(f"curve_{arm.file}", lambda: _points(desk, arm, cell))
+    return points
+
+
+def _points(desk: Desk, arm: Arm, cell: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the arm's points over rising weights at its chosen layers, up to the second at or below the matched refusal rate."""
     points: list[dict[str, Any]] = []
     for weight in sorted(desk.config.curve_weights):
@@ -232,7 +251,9 @@ def _doses(desk: Desk, grids: dict[str, Any]) -> list[dict[str, Any]]:
     plain = Arm("unmatched", "mean_difference").name
     singles = best_layers(grids[plain], 2) if plain in grids else []
     doses = {**share_doses(desk.materials, desk.config), **size_doses(desk.materials, desk.config)}
-    return [
-        {**what, **desk.steps.json(f"dose_{name}", lambda r=recipe: run_dose(desk.screen, desk.examiner, r, singles))}
-        for name, (what, recipe) in doses.items()
-    ]
+
+    def dose(name: str) -> dict[str, Any]:
+        what, recipe = doses[name]
+        return {**what, **desk.steps.json(f"dose_{name}", lambda: run_dose(desk.screen, desk.examiner, recipe, singles))}
+
+    return list(desk.together({name: partial(dose, name) for name in doses}).values())
