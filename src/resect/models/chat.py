@@ -11,7 +11,7 @@ import jinja2
 from transformers import PreTrainedTokenizerBase
 
 from resect.errors import UserError
-from resect.models.thinking import ends_inside
+from resect.models.thinking import ends_inside, tags_in
 from resect.prompts import Prompt
 
 log = logging.getLogger(__name__)
@@ -105,6 +105,8 @@ def render(
     if not thinking:
         for note in notes(result):
             log.warning(note)
+    elif not _knows_thinking(chat_template(tokenizer)):
+        log.warning("Thinking was asked for, and the chat template of %s knows none: nothing is switched.", _name(tokenizer))
     return result
 
 
@@ -122,13 +124,14 @@ def system_prompt(tokenizer: PreTrainedTokenizerBase, *, thinking: bool = False)
         UserError: no chat template, or one that leaves the user's text out.
     """
     variables = _variables(chat_template(tokenizer), thinking=thinking)
-    without = _frame(tokenizer, None, variables).head
+    # Line breaks around a system prompt of the template's own need not be those around a given one.
+    without = _frame(tokenizer, None, variables).head.replace("\n", "")
     try:
-        before, _, after = _frame(tokenizer, _SYSTEM_MARK, variables).head.partition(_SYSTEM_MARK)
+        before, _, after = _frame(tokenizer, _SYSTEM_MARK, variables).head.replace("\n", "").partition(_SYSTEM_MARK)
     except UserError:
         return SystemPrompt(taken=False, own="")
-    same = without.startswith(before) and without.endswith(after) and len(without) > len(before) + len(after)
-    return SystemPrompt(taken=True, own=without[len(before) : len(without) - len(after)].strip() if same else "")
+    own = without[len(before) : len(without) - len(after)]
+    return SystemPrompt(taken=True, own=own.strip() if without == before + own + after else "")
 
 
 def notes(rendered: Iterable[Rendered]) -> tuple[str, ...]:
@@ -171,6 +174,10 @@ def _variables(template: str, *, thinking: bool) -> dict[str, Any]:
     used = {name: thinking for name in _SWITCHES if re.search(rf"\b{name}\b", template)}
     dates = {"date_string": _TODAY.strftime("%d %b %Y"), "strftime_now": _TODAY.strftime}
     return used | {name: value for name, value in dates.items() if name in template}
+
+
+def _knows_thinking(template: str) -> bool:
+    return bool(tags_in(template)) or any(name in template for name in _SWITCHES)
 
 
 def _apply(tokenizer: PreTrainedTokenizerBase, text: str, *, system: str | None, parts: bool, variables: dict[str, Any]) -> str:
