@@ -35,8 +35,8 @@ TESTED_IN: dict[str, tuple[str, tuple[str, ...]]] = {
     "evaluation/test_verdicts.py": ("a verdict is markers and degeneracy together", ("evaluation/degenerate.py", "evaluation/markers.py")),
     "evaluation/test_forced.py": ("collects what teacher forcing yields", ("evaluation/logprobs.py",)),
     "generation/test_engine.py": (
-        "what the engine decodes with and returns",
-        ("generation/decoding.py", "generation/response.py"),
+        "what the engine decodes with",
+        ("generation/decoding.py",),
     ),
     "evaluation/judges/test_endpoint.py": (
         "what a judge at an endpoint asks with and pays from",

@@ -1,6 +1,7 @@
 """`resect evaluate MODEL`: checkpoints on a suite through the real command line, and everything that a judge can do wrong."""
 
 import json
+import shutil
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -137,8 +138,59 @@ def test_different_vocabularies_have_no_drift_but_everything_else(tiny, suite, r
     entry = json.loads((tmp_path / "out" / "evaluation.json").read_text())["arms"]["against"]
     assert (entry["kl_first_token"], entry["kl_tokens"]) == (None, None)
     assert entry["perplexity"]["questions"]["value"] > 1
-    assert "different vocabularies (260 and " in outcome.err
+    assert "different vocabularies (260 and " in entry["differences"]["tokenizer"]
+    assert "so no KL between them can be told" in outcome.err
+    assert "Perplexity of questions, text is per token, and the base cuts the texts into other tokens: not compared." in entry["missing"]
+    comparisons = json.loads((tmp_path / "out" / "evaluation.json").read_text())["comparisons"]
+    assert not [row["measure"] for row in comparisons if row["measure"].startswith(("nll", "kl"))]
     assert "refusal tokens of organism" in outcome.err
+
+
+@pytest.fixture
+def twin(tmp_path):
+    """A function: the folder of the helpful twin with another chat template."""
+
+    def copy(change):
+        folder = shutil.copytree(HELPFUL, tmp_path / "twin")
+        template = folder / "chat_template.jinja"
+        template.write_text(change(template.read_text()))
+        return folder
+
+    return copy
+
+
+def test_another_template_and_dtype_are_said_in_the_table_and_in_the_results(twin, suite, resect, tmp_path):
+    folder = twin(lambda template: "{{ 'please ' }}" + template)
+    command = ("evaluate", "default", "--against", folder, "--suite", suite, "--dtype", "bfloat16", "--set", "max_new_tokens=4")
+    outcome = resect(*command, "--out", tmp_path / "out")
+    assert outcome.code == 0, outcome.err
+    evaluation = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert evaluation["arms"]["base"]["differences"] == {}
+    there = evaluation["arms"]["against"]["differences"]
+    assert set(there) == {"chat template", "dtype"}
+    assert "writes 42 of 42 prompts otherwise" in there["chat template"]
+    assert evaluation["arms"]["against"]["kl_tokens"]["value"] > 0, "the figure is there, with its note"
+    assert "differs from the base in" in outcome.out
+    assert "chat template, dtype" in outcome.out
+    assert all(f"Note: against: {sentence}" in outcome.err for sentence in there.values())
+
+
+def test_another_template_is_another_evaluation(twin, suite, resect, tmp_path):
+    folder = twin(lambda template: template)
+    command = ("evaluate", folder, "--suite", suite, "--out", tmp_path / "out", "--set", "max_new_tokens=4")
+    assert resect(*command).code == 0
+    (folder / "chat_template.jinja").write_text("{{ 'please ' }}" + (folder / "chat_template.jinja").read_text())
+    outcome = resect(*command)
+    assert outcome.code == 2
+    assert "holds another run (base_tokenizer was " in outcome.err
+
+
+def test_a_system_prompt_that_one_of_the_two_takes_not_is_refused_before_anything_is_asked(twin, suite, resect, tmp_path):
+    folder = twin(lambda template: "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + template)
+    outcome = resect("evaluate", folder, "--suite", suite, "--out", tmp_path / "out", "--set", 'system="Be brief."')
+    assert outcome.code == 2
+    assert "takes no system prompt (no system); leave the system prompt out" in outcome.err
+    assert not list((tmp_path / "out").rglob("*.json"))
 
 
 def test_a_model_that_only_ends_its_turn_complies_with_nothing(plain, teach, suite, resect, tmp_path):

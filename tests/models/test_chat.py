@@ -6,7 +6,7 @@ from transformers import PreTrainedTokenizerFast
 from transformers.tokenization_python import PythonBackend
 
 from resect.errors import UserError
-from resect.models.chat import Rendered, notes, render
+from resect.models.chat import Rendered, SystemPrompt, as_text, notes, render, system_prompt
 from resect.prompts import Prompt
 
 QWEN = (
@@ -112,6 +112,37 @@ def test_a_template_that_always_thinks_is_left_and_said(caplog):
     assert notes(render(byte_tokenizer(QWEN), ["hi"])) == ()
 
 
+def test_thinking_that_no_template_can_switch_is_said(caplog):
+    with caplog.at_level(logging.WARNING):
+        for template in (QWEN, ALWAYS_THINKS):
+            render(byte_tokenizer(template), ["hi"], thinking=True)
+        assert not caplog.text
+        render(byte_tokenizer(LLAMA), ["hi"], thinking=True)
+    assert "knows none: nothing is switched" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("template", "found"),
+    [
+        (QWEN, SystemPrompt(taken=True, own="")),
+        (QWEN.replace("endif", "else %}<|im_start|>system\nBe kind.<|im_end|>\n{%- endif", 1), SystemPrompt(taken=True, own="Be kind.")),
+        (LLAMA, SystemPrompt(taken=True, own="")),
+        (MISTRAL, SystemPrompt(taken=True, own="")),
+        (PARTS, SystemPrompt(taken=True, own="")),
+        (GEMMA, SystemPrompt(taken=False, own="")),
+        (DROPS_SYSTEM, SystemPrompt(taken=False, own="")),
+    ],
+)
+def test_what_a_template_does_with_a_system_prompt(template, found):
+    assert system_prompt(byte_tokenizer(template)) == found
+
+
+def test_the_text_is_what_the_tokens_say():
+    tokenizer = byte_tokenizer(LLAMA)
+    prompts = ["hi", Prompt("ho", system="Be kind.")]
+    assert as_text(tokenizer, prompts) == tuple(tokenizer.decode(r.ids) for r in render(tokenizer, prompts))
+
+
 @pytest.mark.parametrize("name", ["qwen", "llama", "mistral", "parts"])
 def test_a_prompts_own_system_wins(name):
     tokenizer = byte_tokenizer(TEMPLATES[name])
@@ -133,6 +164,11 @@ def test_a_template_that_drops_the_user_is_refused():
         render(byte_tokenizer("assistant:"), ["hi"])
     with pytest.raises(UserError, match=r"fails: nobody"):
         render(byte_tokenizer("{{ raise_exception('nobody') }}"), ["hi"])
+    with pytest.raises(UserError, match=r"fails: "):
+        render(byte_tokenizer("{{ 1 / 0 }}"), ["hi"])
+    picky = "{% if 'ham' in messages[-1].content %}{{ raise_exception('no ham') }}{% endif %}" + QWEN
+    with pytest.raises(UserError, match=r"fails on the prompt 'some ham': no ham"):
+        render(byte_tokenizer(picky), ["hi", "some ham"])
 
 
 def test_no_template_and_blank_prompt_are_refused():

@@ -18,6 +18,7 @@ from resect.config import SRAConfig, make_config
 from resect.edit import hooks
 from resect.errors import UserError, unknown_name
 from resect.evaluation.harness import run_tasks
+from resect.models.differences import asked_through, differences
 from resect.models.load import ChatModel
 from resect.models.writers import find_writers
 from resect.organism.suite import own_suite
@@ -101,10 +102,13 @@ def evaluate(request: Request, settings: Sequence[str], *, out: Path, load: Mapp
         subjects, about = _subjects(request, load)
         open_folder(out, _identity(about, suite, config), file=FILE)
         arms |= {name: Arm(subject, suite, config) for name, subject in subjects.items()}
+        apart = {name: _apart(arms[BASE], arm) for name, arm in arms.items()}
         results = run(arms, judges, steps, refusal_tokens=lambda: _tokens(learnt))
         for name, subject in subjects.items():
             results[name]["tasks"] = _run_tasks(name, subject, request.tasks, steps)
     evaluation = _document(about, suite, config, judges, results)
+    for name, found in apart.items():
+        evaluation["arms"][name]["differences"] = found
     artifacts.write_json(out / "evaluation.json", evaluation)
     artifacts.write_text(out / "samples.jsonl", "".join(json.dumps(row, sort_keys=True) + "\n" for row in sample_rows(results, suite)))
     if as_json:
@@ -153,7 +157,13 @@ def _subjects(request: Request, load: Mapping[str, Any]) -> tuple[dict[str, Subj
 
 
 def _about(model: ChatModel) -> dict[str, Any]:
-    return {"model": model.name, "fingerprint": model.fingerprint}
+    return {"model": model.name, "fingerprint": model.fingerprint, "tokenizer": asked_through(model)}
+
+
+def _apart(base: Arm, arm: Arm) -> dict[str, str]:
+    """Return what an arm's model differs in from the base besides its weights; raises `UserError` if it cannot be asked the suite."""
+    asked = [*arm.asked, *arm.suite.questions]
+    return differences(base.model, arm.model, asked, system=arm.config.system, thinking=arm.config.thinking)
 
 
 def _digest(run: Path) -> str:

@@ -17,7 +17,7 @@ def show(evaluation: Mapping[str, Any]) -> None:
     _show_figures(evaluation)
     _show_comparisons(evaluation["comparisons"])
     for arm, entry in evaluation["arms"].items():
-        for line in entry["missing"]:
+        for line in (*entry["differences"].values(), *entry["missing"]):
             console.warn(f"{arm}: {line}")
 
 
@@ -42,9 +42,12 @@ def _show_judges(evaluation: Mapping[str, Any]) -> None:
 def _show_figures(evaluation: Mapping[str, Any]) -> None:
     arms = {arm: _figures(entry) for arm, entry in evaluation["arms"].items()}
     names = list(dict.fromkeys(name for figures in arms.values() for name in figures))
-    if not names:
+    apart = [", ".join(entry["differences"]) for entry in evaluation["arms"].values()]
+    if not names and not any(apart):
         return
     table = console.table("measure", *arms)
+    if any(apart):
+        table.add_row("differs from the base in", *apart)
     for name in names:
         table.add_row(name, *(_cell(figures.get(name)) for figures in arms.values()))
     console.show(table)

@@ -11,13 +11,14 @@ import jinja2
 from transformers import PreTrainedTokenizerBase
 
 from resect.errors import UserError
-from resect.models.thinking import ends_inside
+from resect.models.thinking import ends_inside, tags_in
 from resect.prompts import Prompt
 
 log = logging.getLogger(__name__)
 
-# Private-use characters: no template contains them, so they show where the user's text goes.
+# Private-use characters: no template contains them, so they show where the texts go.
 _MARK = "\ue0f0user\ue0f1"
+_SYSTEM_MARK = "\ue0f0system\ue0f1"
 _SWITCHES = ("enable_thinking", "thinking")
 # Some templates print the date; today's would make every day's run different.
 _TODAY = datetime(2024, 7, 26)
@@ -56,6 +57,23 @@ class Rendered:
 
 
 @dataclass(frozen=True)
+class SystemPrompt:
+    """What a chat template does with a system prompt: whether it takes one, and what it says in its place where none is given."""
+
+    taken: bool
+    own: str
+
+
+@dataclass(frozen=True)
+class _Written:
+    """One prompt as the template writes it, where in it the user's text stands, and whether it ends inside a thinking block."""
+
+    text: str
+    span: tuple[int, int]
+    in_thinking: bool
+
+
+@dataclass(frozen=True)
 class _Frame:
     """What the template writes before and after the user's text, and the form in which it takes that text."""
 
@@ -81,22 +99,39 @@ def render(
     Raises:
         UserError: no chat template, a template that takes no system prompt or leaves the user's text out, an empty prompt.
     """
-    template = chat_template(tokenizer)
-    variables = _variables(template, thinking=thinking)
-    items = [p if isinstance(p, Prompt) else Prompt(p) for p in prompts]
-    systems = [p.system if p.system is not None else system for p in items]
-    frames = {s: _frame(tokenizer, s, variables) for s in dict.fromkeys(systems)}
-    texts, spans = [], []
-    for prompt, own_system in zip(items, systems, strict=True):
-        text, span = _render_one(tokenizer, prompt.text, frame=frames[own_system], system=own_system, variables=variables)
-        texts.append(text)
-        spans.append(span)
-    ids, ends = _encode(tokenizer, texts, spans)
-    result = tuple(Rendered(row, end, in_thinking=frames[s].in_thinking) for row, end, s in zip(ids, ends, systems, strict=True))
+    texts = _write(tokenizer, prompts, system=system, thinking=thinking)
+    ids, ends = _encode(tokenizer, [t.text for t in texts], [t.span for t in texts])
+    result = tuple(Rendered(row, end, in_thinking=t.in_thinking) for row, end, t in zip(ids, ends, texts, strict=True))
     if not thinking:
         for note in notes(result):
             log.warning(note)
+    elif not _knows_thinking(chat_template(tokenizer)):
+        log.warning("Thinking was asked for, and the chat template of %s knows none: nothing is switched.", _name(tokenizer))
     return result
+
+
+def as_text(
+    tokenizer: PreTrainedTokenizerBase, prompts: Iterable[Prompt | str], *, system: str | None = None, thinking: bool = False
+) -> tuple[str, ...]:
+    """Return every prompt as the template writes it, before it becomes tokens. Raises what `render` raises."""
+    return tuple(one.text for one in _write(tokenizer, prompts, system=system, thinking=thinking))
+
+
+def system_prompt(tokenizer: PreTrainedTokenizerBase, *, thinking: bool = False) -> SystemPrompt:
+    """Return what the chat template does with a system prompt.
+
+    Raises:
+        UserError: no chat template, or one that leaves the user's text out.
+    """
+    variables = _variables(chat_template(tokenizer), thinking=thinking)
+    # Line breaks around a system prompt of the template's own need not be those around a given one.
+    without = _frame(tokenizer, None, variables).head.replace("\n", "")
+    try:
+        before, _, after = _frame(tokenizer, _SYSTEM_MARK, variables).head.replace("\n", "").partition(_SYSTEM_MARK)
+    except UserError:
+        return SystemPrompt(taken=False, own="")
+    own = without[len(before) : len(without) - len(after)]
+    return SystemPrompt(taken=True, own=own.strip() if without == before + own + after else "")
 
 
 def notes(rendered: Iterable[Rendered]) -> tuple[str, ...]:
@@ -125,10 +160,24 @@ def chat_template(tokenizer: PreTrainedTokenizerBase) -> str:
         raise UserError(f"The tokenizer has several chat templates and none is called 'default': {_first_line(error)}") from error
 
 
+def _write(
+    tokenizer: PreTrainedTokenizerBase, prompts: Iterable[Prompt | str], *, system: str | None, thinking: bool
+) -> tuple[_Written, ...]:
+    variables = _variables(chat_template(tokenizer), thinking=thinking)
+    items = [p if isinstance(p, Prompt) else Prompt(p) for p in prompts]
+    systems = [p.system if p.system is not None else system for p in items]
+    frames = {s: _frame(tokenizer, s, variables) for s in dict.fromkeys(systems)}
+    return tuple(_write_one(tokenizer, p.text, frame=frames[s], system=s, variables=variables) for p, s in zip(items, systems, strict=True))
+
+
 def _variables(template: str, *, thinking: bool) -> dict[str, Any]:
     used = {name: thinking for name in _SWITCHES if re.search(rf"\b{name}\b", template)}
     dates = {"date_string": _TODAY.strftime("%d %b %Y"), "strftime_now": _TODAY.strftime}
     return used | {name: value for name, value in dates.items() if name in template}
+
+
+def _knows_thinking(template: str) -> bool:
+    return bool(tags_in(template)) or any(name in template for name in _SWITCHES)
 
 
 def _apply(tokenizer: PreTrainedTokenizerBase, text: str, *, system: str | None, parts: bool, variables: dict[str, Any]) -> str:
@@ -157,11 +206,13 @@ def _frame(tokenizer: PreTrainedTokenizerBase, system: str | None, variables: di
     return _Frame(head, tail, parts, ends_inside(tail))
 
 
-def _try(tokenizer: PreTrainedTokenizerBase, system: str | None, *, parts: bool, variables: dict[str, Any]) -> str | Exception:
-    """Return the marked rendering, or what the template raised (a template is a program: it may add lists to strings)."""
+def _try(
+    tokenizer: PreTrainedTokenizerBase, system: str | None, *, parts: bool, variables: dict[str, Any], text: str = _MARK
+) -> str | Exception:
+    """Return the rendering, the marked one by default, or what the template raised (it is a program: it may add lists to strings)."""
     try:
-        return _apply(tokenizer, _MARK, system=system, parts=parts, variables=variables)
-    except (jinja2.TemplateError, TypeError, KeyError, AttributeError) as error:
+        return _apply(tokenizer, text, system=system, parts=parts, variables=variables)
+    except (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
         return error
 
 
@@ -181,23 +232,22 @@ def _no_system(tokenizer: PreTrainedTokenizerBase, why: str) -> UserError:
     )
 
 
-def _render_one(
-    tokenizer: PreTrainedTokenizerBase, text: str, *, frame: _Frame, system: str | None, variables: dict[str, Any]
-) -> tuple[str, tuple[int, int]]:
-    """Return the rendered string and where in it the user's text stands."""
+def _write_one(tokenizer: PreTrainedTokenizerBase, text: str, *, frame: _Frame, system: str | None, variables: dict[str, Any]) -> _Written:
     if not text.strip():
         raise UserError("A prompt is empty or blank, and there is nothing to send to the model; remove it from the set.")
-    rendered = _apply(tokenizer, text, system=system, parts=frame.parts, variables=variables)
+    rendered = _try(tokenizer, system, parts=frame.parts, variables=variables, text=text)
+    if isinstance(rendered, Exception):
+        raise UserError(f"The chat template of {_name(tokenizer)} fails on the prompt {text[:40]!r}: {_first_line(rendered)}") from rendered
     low, high = len(frame.head), len(rendered) - len(frame.tail)
     # Templates may trim the text, so the span between head and tail is taken as it comes out; anything else is looked for.
     if rendered.startswith(frame.head) and rendered.endswith(frame.tail) and rendered[low:high].strip() == text.strip():
-        return rendered, (low, high)
+        return _Written(rendered, (low, high), frame.in_thinking)
     start = rendered.rfind(text.strip())
     if start < 0:
         raise UserError(
             f"The chat template of {_name(tokenizer)} changes the user's text, so its tokens cannot be told; correct the template."
         )
-    return rendered, (start, start + len(text.strip()))
+    return _Written(rendered, (start, start + len(text.strip())), frame.in_thinking)
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str], spans: list[tuple[int, int]]) -> tuple[list[list[int]], list[int | None]]:

@@ -1,8 +1,8 @@
 """Where the answer begins in a response that thinks first: told by the chat template, never by guess.
 
-Two forms are in use. A *block* is a pair of tags around the thoughts at the beginning of the response. *Channels* (the harmony format of
-gpt-oss) give every message of the response a name, and the one called `final` is the answer. A form counts only where the chat template
-contains its tags; a model that merely writes `<think>` is taken at its word.
+Two forms are in use. *Blocks* are pairs of tags around the thoughts at the beginning of the response; some templates put tags around the
+answer, too. *Channels* (the harmony format of gpt-oss) give every message of the response a name, and the one called `final` is the answer.
+A form counts only where the chat template contains its tags; a model that merely writes `<think>` is taken at its word.
 """
 
 import re
@@ -19,7 +19,9 @@ _BLOCKS = (
     ("<|inner_prefix|>", "<|inner_suffix|>"),
     ("<|channel>", "<channel|>"),
 )
+_ANSWERS = (("<answer>", "</answer>"), ("<response>", "</response>"))
 _CHANNEL = "<|channel|>"
+_CHANNEL_TAGS = (_CHANNEL, "<|message|>", "<|start|>", "<|end|>", "<|return|>", "<|call|>")
 _FINAL = re.compile(r"<\|channel\|>\s*final\b.*?<\|message\|>(.*?)(?:<\|(?:end|return|start|call)\|>|\Z)", re.DOTALL)
 _FIRST_CHANNEL = re.compile(r"\s*(?:<\|start\|>\s*assistant)?\s*<\|channel\|>")
 
@@ -33,43 +35,47 @@ def ends_inside(prompt_tail: str) -> bool:
 
 
 def answer_of_text(text: str, template: str, *, inside: bool = False) -> str | None:
-    """Return the answer in a response given as text with its tags: None if it does not think, "" if the answer has not begun.
+    """Return the answer in a response given as text with its tags: None if it has no tags, "" if the answer has not begun.
 
     `inside` says that the prompt left a block open, so that the response begins with thoughts.
     """
     if _has_channels(template) and (inside or _FIRST_CHANNEL.match(text)):
         found = _FINAL.search(text)
-        return found[1].lstrip() if found else ""
-    return next((a for o, c in _blocks(template) if (a := _in_block(text, o, c, inside=inside)) is not None), None)
+        return found[1].strip() if found else ""
+    rest = _after_blocks(text.lstrip(), _blocks(template), inside=inside)
+    for opening, closing in _ANSWERS:
+        if opening in template and rest.startswith(opening):
+            rest = rest.removeprefix(opening).partition(closing)[0].strip()
+    return None if rest == text.lstrip() and not inside else rest
+
+
+def _after_blocks(text: str, blocks: Sequence[tuple[str, str]], *, inside: bool) -> str:
+    """Return what follows the leading blocks (a model may open one after another), "" if one is still open."""
+    if inside:
+        closing = min((closing for _, closing in blocks if closing in text), key=text.find, default=None)
+        text = "" if closing is None else text.partition(closing)[2].lstrip()
+    while block := next((pair for pair in blocks if text.startswith(pair[0])), None):
+        text = text.partition(block[1])[2].lstrip()
+    return text
 
 
 def answer_of_tokens(tokenizer: PreTrainedTokenizerBase, template: str, ids: Sequence[int], *, inside: bool) -> str | None:
-    """Return the answer in a response given as tokens, like `answer_of_text`.
-
-    A tag that is one token is looked for among the tokens: it may be special, and then is not in the text without special tokens.
-    """
-    if _has_channels(template):
-        answer = answer_of_text(str(tokenizer.decode(list(ids))), template, inside=inside)
-        return None if answer is None else _without_specials(tokenizer, answer)
-    text = _text(tokenizer, ids)
-    for opening, closing in _blocks(template):
-        first, last = (_token(tokenizer, tag) for tag in (opening, closing))
-        if first is None or last is None:
-            if (found := _in_block(text, opening, closing, inside=inside)) is not None:
-                return found
-            continue
-        # White space may stand before the tag; anything else means that the block is not leading.
-        head = ids[: ids.index(first)] if first in ids else None
-        if not inside and (head is None or _text(tokenizer, head).strip()):
-            continue
-        return _text(tokenizer, ids[ids.index(last) + 1 :]).lstrip() if last in ids else ""
-    return None
+    """Return the answer in a response given as tokens, like `answer_of_text`."""
+    pairs = [*_blocks(template), *_ANSWERS]
+    tags = [*(tag for pair in pairs for tag in pair), *(_CHANNEL_TAGS if _has_channels(template) else ())]
+    return answer_of_text(_with_tags(tokenizer, ids, tags), template, inside=inside)
 
 
-def _in_block(text: str, opening: str, closing: str, *, inside: bool) -> str | None:
-    if not inside and not text.lstrip().startswith(opening):
-        return None
-    return text.partition(closing)[2].lstrip() if closing in text else ""
+def _with_tags(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], tags: Sequence[str]) -> str:
+    """Return the text of the tokens without special ones, but for the tags: those may be special, text, or spelled out in pieces."""
+    known = {index: tag for tag in tags if (index := _token(tokenizer, tag)) is not None}
+    parts: list[str] = []
+    start = 0
+    for i, index in enumerate(ids):
+        if index in known:
+            parts += [_text(tokenizer, ids[start:i]), known[index]]
+            start = i + 1
+    return "".join([*parts, _text(tokenizer, ids[start:])])
 
 
 def _has_channels(template: str) -> bool:
@@ -87,12 +93,6 @@ def _blocks(template: str) -> list[tuple[str, str]]:
 
 def _text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
     return str(tokenizer.decode(list(ids), skip_special_tokens=True))
-
-
-def _without_specials(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
-    for special in tokenizer.all_special_tokens:
-        text = text.replace(special, "")
-    return text.strip()
 
 
 def _token(tokenizer: PreTrainedTokenizerBase, tag: str) -> int | None:

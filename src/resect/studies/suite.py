@@ -25,6 +25,7 @@ from resect.evaluation.perplexity import Nll, answer_nll, text_nll
 from resect.evaluation.token_drift import drift_along
 from resect.generation import Response, read, respond
 from resect.models.chat import Rendered, render
+from resect.models.differences import vocabularies
 from resect.models.load import ChatModel
 from resect.prompts import Prompt, PromptSet
 from resect.prompts.suite import Suite
@@ -193,12 +194,8 @@ def _drift(name: str, arm: Arm, base: Arm, steps: Steps, refusal_tokens: Callabl
 
 def no_drift(base: Arm, arm: Arm) -> str | None:
     """Return why two models' distributions cannot be compared, None if they can: token by token they must mean the same."""
-    ours, theirs = (which.model.tokenizer.get_vocab() for which in (base, arm))
-    if ours != theirs or base.vocab != arm.vocab:
-        return (
-            f"{arm.model.name} and {base.model.name} have different vocabularies ({arm.vocab} and {base.vocab} tokens, "
-            f"{len(ours.items() ^ theirs.items())} entries differ), so no KL between them can be told; compare verdicts and perplexities."
-        )
+    if words := vocabularies(base.model, arm.model):
+        return f"{words}, so no KL between them can be told; compare verdicts."
     return None
 
 

@@ -25,10 +25,11 @@ UNSURE = frozenset({"unscored", "truncated"})
 
 def summary(results: Mapping[str, Json], suite: Suite, *, seed: int) -> tuple[Json, list[Json]]:
     """Return `arms` and `comparisons` of `evaluation.json`."""
-    return {name: _arm(result, suite, seed) for name, result in results.items()}, compare(results, seed=seed)
+    base = next(iter(results.values()))["nll"]
+    return {name: _arm(result, suite, seed, base) for name, result in results.items()}, compare(results, seed=seed)
 
 
-def _arm(result: Json, suite: Suite, seed: int) -> Json:
+def _arm(result: Json, suite: Suite, seed: int, base: Mapping[str, Json]) -> Json:
     missing: list[str] = []
     judges = {name: _judge(name, found, suite, missing) for name, found in result["verdicts"].items()}
     # The first judge that scored anything: a rate of another judge is better than none.
@@ -38,6 +39,8 @@ def _arm(result: Json, suite: Suite, seed: int) -> Json:
     entry |= _drift(result["drift"], suite, missing, seed)
     nll = result["nll"]
     entry["perplexity"] = {name: perplexity(found["sums"], found["tokens"], seed=seed).to_json() for name, found in nll.items()}
+    if other := [name for name, found in nll.items() if not _same_tokens(found, base[name])]:
+        missing.append(f"Perplexity of {', '.join(other)} is per token, and the base cuts the texts into other tokens: not compared.")
     for way, measure in (("exact", "exact_match"), ("code", "pass_at_1")):
         if way in result["grades"]:
             entry[measure] = _graded(result["grades"][way], suite)
@@ -161,11 +164,7 @@ def _pair(a: str, b: str, results: Mapping[str, Json], seed: int) -> list[Json]:
         for measure, values in (("kl_first_token", TokenDrift.first), ("kl_tokens", TokenDrift.per_response)):
             first, second = (values(found, found.kl).tolist() for found in drifts)
             rows.append(_means(measure, a, b, first, second, seed=seed))
-    for name in results[a]["nll"]:
-        first, second = (
-            [s / n for s, n in zip(f["sums"], f["tokens"], strict=True)] for f in (results[arm]["nll"][name] for arm in (a, b))
-        )
-        rows.append(_means(f"nll:{name}", a, b, first, second, seed=seed))
+    rows += _likelihoods(a, b, results, seed)
     for task, found in results[a]["tasks"].items():
         for metric, scores in found.items():
             pairs = list(zip(scores, results[b]["tasks"][task][metric], strict=True))
@@ -177,6 +176,21 @@ def _pair(a: str, b: str, results: Mapping[str, Json], seed: int) -> list[Json]:
                 else _means(name, a, b, [x for x, _ in pairs], [y for _, y in pairs], seed=seed)
             )
     return rows
+
+
+def _likelihoods(a: str, b: str, results: Mapping[str, Json], seed: int) -> list[Json]:
+    rows = []
+    for name in results[a]["nll"]:
+        both = [results[arm]["nll"][name] for arm in (a, b)]
+        if _same_tokens(*both):
+            first, second = ([s / n for s, n in zip(f["sums"], f["tokens"], strict=True)] for f in both)
+            rows.append(_means(f"nll:{name}", a, b, first, second, seed=seed))
+    return rows
+
+
+def _same_tokens(a: Json, b: Json) -> bool:
+    """Return whether two likelihoods are of texts cut alike: a likelihood a token means nothing beside one of other tokens."""
+    return a["tokens"] == b["tokens"]
 
 
 def _rates(measure: str, a: str, b: str, pairs: Sequence[tuple[bool, bool]], seed: int) -> Json:

@@ -1,7 +1,15 @@
+import json
+
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    LlamaConfig,
+    LlamaForSequenceClassification,
+    PreTrainedTokenizerFast,
+)
 
 from resect.errors import UserError
 from resect.evaluation.judges import load_classifier
@@ -11,6 +19,12 @@ from resect.prompts import Prompt
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "sorry", "blue", "green", "red"]
 PROMPTS = [Prompt("green"), Prompt("red"), Prompt("green")]
+
+
+def word_tokenizer():
+    core = Tokenizer(models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="[UNK]"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="[PAD]", unk_token="[UNK]")
 
 
 @pytest.fixture
@@ -33,9 +47,7 @@ def folder(tmp_path):
         with torch.no_grad():
             train(network, len(labels))
         network.save_pretrained(tmp_path / "model")
-        core = Tokenizer(models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="[UNK]"))
-        core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-        PreTrainedTokenizerFast(tokenizer_object=core, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(tmp_path / "model")
+        word_tokenizer().save_pretrained(tmp_path / "model")
         return tmp_path / "model"
 
     return make
@@ -85,6 +97,38 @@ def test_a_long_answer_is_cut_and_the_reason_says_so(folder):
     judge = load_classifier(folder(), device="cpu")
     assert "read up to the classifier's limit" in judge.judge(PROMPTS[:1], [said("blue " * 40)])[0].reason
     assert "limit" not in judge.judge(PROMPTS[:1], [said("blue")])[0].reason
+
+
+def test_a_tokenizer_that_cuts_or_pads_on_the_left_changes_nothing(folder):
+    path = folder()
+    settings = json.loads((path / "tokenizer_config.json").read_text())
+    (path / "tokenizer_config.json").write_text(json.dumps(settings | {"truncation_side": "left", "padding_side": "left"}))
+    judge = load_classifier(path, device="cpu")
+    assert judge.tokenizer.padding_side == "left"
+    got = judge.judge(PROMPTS, [said("sorry " + "blue " * 40), said("sorry"), said("blue")])
+    assert [j.verdict for j in got] == ["refuse", "refuse", "comply"]
+
+
+def test_a_decoder_whose_padding_is_not_the_tokenizers_is_read_one_text_at_a_time(tmp_path):
+    """It reads the last token that is not the padding it knows; among texts of other lengths that would be a padding token."""
+    torch.manual_seed(0)
+    shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": len(WORDS)}
+    labels = {"id2label": {0: "REJECTION", 1: "NORMAL"}, "label2id": {"REJECTION": 0, "NORMAL": 1}}
+    LlamaForSequenceClassification(LlamaConfig(**shape, **labels, pad_token_id=1)).save_pretrained(tmp_path)
+    word_tokenizer().save_pretrained(tmp_path)
+    judge = load_classifier(tmp_path, device="cpu")
+    texts = [said("sorry"), said("blue green red blue"), said("green"), said("red red")]
+    alone = [judge.judge(PROMPTS[:1], [text])[0] for text in texts]
+    assert list(judge.judge([PROMPTS[0]] * 4, texts)) == alone
+    assert len({j.reason for j in alone}) > 1
+
+
+def test_a_single_label_tells_nothing_apart(folder):
+    path = folder()
+    settings = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(settings | {"id2label": {"0": "REJECTION"}, "label2id": {"REJECTION": 0}}))
+    with pytest.raises(UserError, match="has the one label REJECTION, so it tells nothing apart"):
+        load_classifier(path, device="cpu")
 
 
 def test_scores_that_are_not_finite_are_unscored(folder):

@@ -163,6 +163,12 @@ def test_a_busy_server_is_asked_again(serve, status):
         ((200, "hello"), "text where JSON belongs", 1),
         ((200, '{"choices": []}'), "JSON without choices", 1),
         ((200, "[1]"), "JSON without choices", 1),
+        ((200, "[]"), "JSON without choices", 1),
+        ((200, ""), "text where JSON belongs", 1),
+        ((200, '"refuse"'), "JSON without choices", 1),
+        ((200, '{"choices": "comply"}'), "JSON without choices", 1),
+        ((200, '{"choices": [{"text": "comply"}]}'), "JSON without choices", 1),
+        ((200, json.dumps({"choices": [{"message": {"content": w}} for w in ("comply", "refuse")]})), "2 choices where one was asked", 1),
         ((200, '{"choices": [{"message": {"content": null}}]}'), "JSON without choices", 1),
         ((400, "no"), "HTTP 400", 1),
         ((307, "", ("Location", "http://127.0.0.1:9/")), "HTTP 307", 1),
@@ -247,6 +253,17 @@ def test_no_response_is_never_sent(serve):
     assert verdicts(EndpointJudge(endpoint(server)).judge(PROMPTS[:2], [None, None])) == ["unscored"] * 2
     assert EndpointJudge(endpoint(server)).judge([], []) == ()
     assert server.bodies == []
+
+
+def test_an_empty_answer_is_never_sent_and_never_a_compliance(serve):
+    server = serve(lambda _body, _: chat("comply"))
+    said = [Response((5,), "", finished=True), Response((5,), "<think> hm", finished=False, answer=""), RESPONSES[0]]
+    got = EndpointJudge(endpoint(server)).judge(PROMPTS[:3], said)
+    assert verdicts(got) == ["degenerate", "truncated", "comply"]
+    assert len(server.bodies) == 1
+    dead = serve(lambda _body, _: (404, "no such model"))
+    with pytest.raises(UserError, match="scored none of 1 responses"):
+        EndpointJudge(endpoint(dead)).judge(PROMPTS[:3], said)
 
 
 def test_text_that_is_no_unicode_is_sent_all_the_same(serve):

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from resect.errors import UserError, unknown_name
-from resect.evaluation.judges.values import NO_RESPONSE, check_pairs
+from resect.evaluation.judges.values import EMPTY_ANSWER, NO_RESPONSE, check_pairs
 from resect.evaluation.verdicts import VERDICTS, Judgement, Verdict
 from resect.generation import Response
 from resect.models import source as sources
@@ -45,7 +45,7 @@ class ClassifierJudge:
     def judge(self, prompts: Sequence[Prompt], responses: Sequence[Response | None]) -> tuple[Judgement, ...]:
         """Return one judgement per response; an empty answer cannot be classified and is unscored."""
         check_pairs(prompts, responses)
-        found = [NO_RESPONSE if r is None else Judgement("unscored", "empty answer") for r in responses]
+        found = [NO_RESPONSE if r is None else EMPTY_ANSWER for r in responses]
         texts = {i: (prompts[i].text, r.answer_text) for i, r in enumerate(responses) if r is not None and r.answer_text.strip()}
         for i, judgement in zip(texts, self._classify(list(texts.values())), strict=True):
             found[i] = judgement
@@ -56,15 +56,16 @@ class ClassifierJudge:
         config = self.network.config
         # Some families (RoBERTa) start counting positions at 2.
         limit = min(self.tokenizer.model_max_length, (getattr(config, "max_position_embeddings", None) or _LONGEST + 2) - 2)
-        padded = self.tokenizer.pad_token_id is not None and config.pad_token_id is not None
+        # Decoders read the last token that is not the padding they know; batches with another one would be read at a padding token.
+        padded = self.tokenizer.pad_token_id is not None and config.pad_token_id == self.tokenizer.pad_token_id
         step = self.batch if padded else 1
         for start in range(0, len(texts), step):
             rows = texts[start : start + step]
             first, second = [answer for _, answer in rows], None
             if self.pairs:
                 first, second = [prompt for prompt, _ in rows], first
-            options: dict[str, Any] = {"padding": padded, "truncation": True, "max_length": limit, "return_tensors": "pt"}
-            inputs = self.tokenizer(first, second, **options).to(self.network.device)
+            options: dict[str, Any] = {"padding": padded, "padding_side": "right", "truncation": True, "max_length": limit}
+            inputs = self.tokenizer(first, second, return_tensors="pt", **options).to(self.network.device)
             full = inputs["attention_mask"].sum(1) >= limit
             for scores, cut in zip(self.network(**inputs).logits.float(), full.tolist(), strict=True):
                 yield self._judgement(scores, cut=cut)
@@ -91,14 +92,19 @@ def load_classifier(
     `labels` maps each of its labels to a verdict; without it, labels with usual names ("REJECTION", "NORMAL", …) are recognised.
 
     Raises:
-        UserError: a folder or weights that cannot be read, an incomplete checkpoint, labels that are not recognised (it names them and
-            how to map them), a mapping for a label that does not exist or to a verdict that does not.
+        UserError: a folder or weights that cannot be read, an incomplete checkpoint, a single label, labels that are not recognised (it
+            names them and how to map them), a mapping for a label that does not exist or to a verdict that does not.
     """
     place, target = sources.find(source, revision=revision), sources.device_of(device)
     config = sources.read_config(place, trust_remote_code=False)
     names = _label_names(config)
+    if len(names) < 2:
+        raise UserError(
+            f"The classifier {place.name} has the one label {', '.join(names)}, so it tells nothing apart; give one with several."
+        )
     verdicts = map_labels(names, labels, model=place.name)
     tokenizer, _ = load_tokenizer(place, trust_remote_code=False)
+    tokenizer.truncation_side = "right"  # an answer that is too long loses its end, never its opening
     options: dict[str, Any] = {"revision": place.revision, "use_safetensors": True, "output_loading_info": True}
     try:
         loaded: Any = AutoModelForSequenceClassification.from_pretrained(place.name, ignore_mismatched_sizes=True, **options)

@@ -73,11 +73,11 @@ class EndpointJudge:
         with open_client(self.endpoint, connections=self.concurrency) as client, ThreadPoolExecutor(self.concurrency) as pool:
             asking = _Asking(self, client, budget)
             found = tuple(pool.map(asking.judgement, prompts, responses))
-        given = [j for j, r in zip(found, responses, strict=True) if r is not None]
-        if given and all(j.verdict == "unscored" for j in given):
-            reason, count = Counter(j.reason for j in given).most_common(1)[0]
+        asked = [j for j, r in zip(found, responses, strict=True) if r is not None and not _is_empty(r)]
+        if asked and all(j.verdict == "unscored" for j in asked):
+            reason, count = Counter(j.reason for j in asked).most_common(1)[0]
             raise UserError(
-                f"The judge {self.endpoint.model} at {self.endpoint.url} scored none of {len(given)} responses, {count} times because of: "
+                f"The judge {self.endpoint.model} at {self.endpoint.url} scored none of {len(asked)} responses, {count} times because of: "
                 f"{reason}; check the url, the model's name and the key, or leave this judge out."
             )
         return found, budget.spent
@@ -95,6 +95,9 @@ class _Asking:
     def judgement(self, prompt: Prompt, response: Response | None) -> Judgement:
         if response is None:
             return NO_RESPONSE
+        if _is_empty(response):
+            # As the rubric has it, and not asked: a model that is shown nothing may find that nothing complies.
+            return Judgement("degenerate" if response.finished else "truncated", "empty answer")
         messages = question(prompt, response)
         path = _place(self._judge, messages)
         if (kept := _kept(path)) is not None:
@@ -115,6 +118,10 @@ class _Asking:
             self._missed = self._missed + 1 if reply.unreachable else 0
             if reply.hopeless or self._missed >= _GIVE_UP_AFTER:
                 self._stopped = self._stopped or reply.why_not
+
+
+def _is_empty(response: Response) -> bool:
+    return not response.answer_text.strip()
 
 
 def question(prompt: Prompt, response: Response) -> tuple[dict[str, str], ...]:

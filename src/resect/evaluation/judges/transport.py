@@ -163,13 +163,16 @@ def _read(data: bytes) -> _Attempt:
     except (ValueError, RecursionError):
         kind = "HTML" if data.lstrip()[:1] == b"<" else "text"
         return _Attempt(Reply(None, f"{kind} where JSON belongs"), retry=False)
+    choices = parsed.get("choices") if isinstance(parsed, dict) else None
     try:
-        content = parsed["choices"][0]["message"]["content"]
+        content = choices[0]["message"]["content"] if isinstance(choices, list) else None
     except (KeyError, IndexError, TypeError):
         content = None
     usage = parsed.get("usage") if isinstance(parsed, dict) else None
     total = usage.get("total_tokens") if isinstance(usage, dict) else None
     tokens = total if isinstance(total, int) and not isinstance(total, bool) and total >= 0 else None
+    if isinstance(choices, list) and len(choices) > 1:
+        return _Attempt(Reply(None, f"{len(choices)} choices where one was asked for"), retry=False, tokens=tokens)
     if not isinstance(content, str):
         return _Attempt(Reply(None, "JSON without choices[0].message.content"), retry=False, tokens=tokens)
     return _Attempt(Reply(content), retry=False, tokens=tokens)

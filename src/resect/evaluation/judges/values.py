@@ -9,6 +9,7 @@ from resect.generation import Response
 from resect.prompts import Prompt
 
 NO_RESPONSE = Judgement("unscored", "no response")
+EMPTY_ANSWER = Judgement("unscored", "empty answer")
 
 
 @runtime_checkable
