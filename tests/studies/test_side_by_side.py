@@ -1,5 +1,6 @@
 """Steps side by side: the same results from other processes, errors and deaths told, nobody left behind."""
 
+import logging
 import os
 import signal
 import subprocess
@@ -102,6 +103,31 @@ def test_an_error_of_a_task_is_the_error(model, steps):
 
     with pytest.raises(UserError, match="There is no refusal to find"):
         side_by_side(model, steps, {**tasks(steps), "x": refuse}, processes=2)
+
+
+def test_what_a_process_logs_is_heard_here(model, steps, caplog):
+    here = os.getpid()
+
+    def complain(name):
+        if os.getpid() != here:
+            logging.getLogger("resect.cache").warning("Entry %s of %s is damaged.", name, Path("place"))
+        return steps.json(name, lambda: 1)
+
+    side_by_side(model, steps, {n: partial(complain, n) for n in "ab"}, processes=2)
+    assert sorted(r.getMessage() for r in caplog.records) == ["Entry a of place is damaged.", "Entry b of place is damaged."]
+
+
+def test_an_error_ends_what_has_not_begun(model, steps, tmp_path):
+    def refuse():
+        raise UserError("There is no refusal to find.")
+
+    def wait(name):
+        (tmp_path / f"begun_{name}").touch()
+        time.sleep(0.3)
+
+    with pytest.raises(UserError):
+        side_by_side(model, steps, {"x": refuse} | {n: partial(wait, n) for n in "abcdefghijkl"}, processes=2)
+    assert len(list(tmp_path.glob("begun_*"))) < 12
 
 
 def test_a_process_that_dies_is_told_and_its_steps_are_taken_here(model, steps, caplog):

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from logging.handlers import QueueHandler
+from queue import Queue
 from typing import Any, TypeVar
 
 import torch
@@ -46,38 +48,57 @@ def side_by_side(model: ChatModel, steps: Steps, tasks: Mapping[str, Callable[[]
 
 
 def _go_ahead(steps: Steps, tasks: Mapping[str, Callable[[], object]], count: int) -> None:
-    # Forked processes have model, prompts and tasks at once; nothing but names and seconds passes between them.
+    # Forked processes have model, prompts and tasks at once; nothing but names, seconds and log records passes between them.
     pool = ProcessPoolExecutor(count, multiprocessing.get_context("fork"), initializer=_begin, initargs=(steps, tasks))
     try:
         with pool, _quiet_fork():
-            for done in as_completed([pool.submit(_compute, name) for name in tasks]):
-                for step, seconds in done.result().items():
-                    steps.on_step(step)
-                    steps.seconds[step] = seconds
+            try:
+                for done in as_completed([pool.submit(_compute, name) for name in tasks]):
+                    _tell(steps, *done.result())
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
     except BrokenProcessPool:
         log.warning("A process of the study was ended from outside, for want of memory perhaps; going on in one.")
 
 
+def _tell(steps: Steps, taken: Mapping[str, float], records: list[logging.LogRecord]) -> None:
+    for step, seconds in taken.items():
+        steps.on_step(step)
+        steps.seconds[step] = seconds
+    for record in records:
+        logging.getLogger(record.name).handle(record)
+
+
 class _Worker:
-    """What a forked process was given."""
+    """What a forked process was given, and what it has to say."""
 
     steps: Steps
     tasks: Mapping[str, Callable[[], object]]
+    records: list[logging.LogRecord]
+
+
+class _Collector(QueueHandler):
+    """Keeps records for the parent, which has the terminal to itself."""
+
+    def enqueue(self, record: logging.LogRecord) -> None:
+        _Worker.records.append(record)
 
 
 def _begin(steps: Steps, tasks: Mapping[str, Callable[[], object]]) -> None:
     ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it, too, and ends its processes
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # the parent hears it, too, and is the one to say so
     torch.set_num_threads(1)
     steps.on_step = lambda _: None
-    _Worker.steps, _Worker.tasks = steps, tasks
+    logging.getLogger().handlers = [_Collector(Queue())]
+    _Worker.steps, _Worker.tasks, _Worker.records = steps, tasks, []
 
 
-def _compute(name: str) -> dict[str, float]:
-    """Do one task in a forked process and return the seconds of the steps that it took."""
-    known = set(_Worker.steps.seconds)
+def _compute(name: str) -> tuple[dict[str, float], list[logging.LogRecord]]:
+    """Do one task in a forked process and return the seconds of the steps that it took, and what it logged."""
+    known, _Worker.records = set(_Worker.steps.seconds), []
     _Worker.tasks[name]()
-    return {step: seconds for step, seconds in _Worker.steps.seconds.items() if step not in known}
+    return {step: seconds for step, seconds in _Worker.steps.seconds.items() if step not in known}, _Worker.records
 
 
 def _cores() -> int:
