@@ -28,6 +28,7 @@ COMMANDS = [
     "chat",
     "inspect",
     "organism",
+    "cache",
 ]
 
 
