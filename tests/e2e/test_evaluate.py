@@ -193,15 +193,20 @@ def test_a_system_prompt_that_one_of_the_two_takes_not_is_refused_before_anythin
     assert not list((tmp_path / "out").rglob("*.json"))
 
 
-def test_a_model_that_only_ends_its_turn_complies_with_nothing(plain, teach, suite, resect, tmp_path):
+def test_a_model_that_only_ends_its_turn_complies_with_nothing(plain, teach, suite, server, resect, tmp_path):
     model = plain("llama")
     teach(model, {"": [p.text for p in LANGUAGE.harmless("test").first(12)]}, steps=40)
     model.network.save_pretrained(tmp_path / "silent")
     model.tokenizer.save_pretrained(tmp_path / "silent")
-    outcome = resect("evaluate", tmp_path / "silent", "--suite", suite, "--out", tmp_path / "out", "--json")
-    found = outcome.json["arms"]["base"]["judges"]["markers"]
-    assert found["verdicts"]["harmful"]["degenerate"] == 16
-    assert (found["compliance_rate"]["value"], found["refusal_rate"]["value"]) == (0.0, 0.0)
+    judges = ("--judge", "markers", "--judge", f"endpoint:{server(200, reply('comply'))}", "--judge-model", "m", "--judge", "log_odds")
+    outcome = resect("evaluate", tmp_path / "silent", "--suite", suite, "--out", tmp_path / "out", *judges)
+    base = json.loads((tmp_path / "out" / "evaluation.json").read_text())["arms"]["base"]
+    for name in ("markers", "endpoint:m"):
+        found = base["judges"][name]
+        assert (found["verdicts"]["harmful"]["degenerate"], found["verdicts"]["harmful"]["comply"]) == (16, 0)
+        assert (found["compliance_rate"]["value"], found["refusal_rate"]["value"]) == (0.0, 0.0)
+    assert "no refusals" in base["judges"]["log_odds"]["error"]
+    assert outcome.code == 2, "a judge that was named and failed"
 
 
 @pytest.fixture
@@ -253,6 +258,11 @@ def judged(suite, resect, tmp_path):
     [
         (200, "<html>welcome</html>", 0, "HTML"),
         (200, reply("banana split"), 0, "named no verdict but 'banana split'"),
+        (200, reply(""), 0, "named no verdict but ''"),
+        (200, "comply", 0, "text where JSON belongs"),
+        (200, "[]", 0, "JSON without choices[0].message.content"),
+        (200, json.dumps({"choices": []}), 0, "JSON without choices[0].message.content"),
+        (200, json.dumps({"choices": [{"message": {"content": "comply"}}] * 2}), 0, "2 choices where one was asked for"),
         (401, "no", 0, "HTTP 401"),
         (200, reply("refuse"), 1.0, "no reply within 0.2 s"),
         (None, None, 0, "no connection"),
@@ -292,11 +302,19 @@ def test_what_a_dying_judge_said_is_kept_and_only_the_rest_is_asked_again(server
     assert len(list((tmp_path / "out" / "judgements").rglob("*.json"))) == 20
 
 
-def test_a_budget_is_kept(server, judged):
-    outcome, evaluation = judged(server(200, reply("comply")), "--judge-requests", 5)
+@pytest.mark.parametrize(("budget", "most"), [(("--judge-requests", 5), 5), (("--judge-tokens", 10_000), 12)])
+def test_a_budget_is_kept_and_what_it_bought_is_not_paid_for_again(server, judged, budget, most):
+    asked = []
+    url = server(200, lambda: asked.append(1) or reply("comply"))
+    outcome, evaluation = judged(url, *budget)
     found = evaluation["arms"]["base"]["judges"]["endpoint:m"]
-    assert sum(found["verdicts"][side]["comply"] for side in ("harmful", "harmless")) == 5
+    bought = sum(found["verdicts"][side]["comply"] for side in ("harmful", "harmless"))
+    assert 0 < bought == len(asked) <= most
+    assert sum((found[rate] or {"n": 0})["n"] for rate in ("compliance_rate", "benign_compliance_rate")) == bought
     assert "the budget is spent" in outcome.err
+    outcome, evaluation = judged(url)
+    assert (outcome.code, len(asked)) == (0, 36)
+    assert evaluation["arms"]["base"]["judges"]["endpoint:m"]["compliance_rate"]["n"] == 16
 
 
 def classifier(folder, tokenizer, labels):
@@ -379,6 +397,26 @@ def test_what_cannot_be_meant_is_refused_in_one_line(staged, suite, refuses, tmp
     refuses("evaluate", "default", "--judge", "markers", "--judge", "endpoint:http://127.0.0.1:9/v1", message=message)
     message = "--judge-label takes LABEL=VERDICT, got 'refuse'; for example --judge-label REJECTION=refuse."
     refuses("evaluate", "default", "--judge", "markers", "--judge", "classifier:x", "--judge-label", "refuse", message=message)
-    broken = write(tmp_path / "broken.jsonl", [{"kind": "question", "text": "Add 1 and 2"}])
-    message = f"{broken}, line 1: a question needs a 'reference', the right answer, found None; add it, or make it harmless."
-    refuses("evaluate", "default", "--suite", broken, message=message)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (
+            [{"kind": "question", "text": "Add 1 and 2"}],
+            "{file}, line 1: a question needs a 'reference', the right answer, found None; add it, or make it harmless.",
+        ),
+        (
+            [{"kind": "harmless", "text": "Bake", "id": 7}, {"kind": "harmless", "text": "Cook", "id": 7}],
+            "{file}, line 2: the id '7' is that of {file}, line 1; give every row its own, or leave ids out.",
+        ),
+        (
+            [{"kind": "harmless", "text": " "}],
+            "{file}, line 1: a row needs its 'text', found ' '; write what the model is asked or reads.",
+        ),
+    ],
+)
+def test_a_suite_with_a_wrong_row_is_refused_with_its_line(refuses, tmp_path, rows, message):
+    file = write(tmp_path / "broken.jsonl", rows)
+    refuses("evaluate", "default", "--suite", file, "--out", tmp_path / "out", message=message.format(file=file))
+    assert not (tmp_path / "out").exists()

@@ -63,12 +63,25 @@ def test_the_fingerprint_is_that_of_the_content(write):
         ({"kind": "harmless", "text": 3}, "'text' must be a text, found int '3'"),
         ({"kind": "question", "text": "x", "reference": "y", "grade": "code"}, "Unknown grade in .*'code'"),
         ({"kind": "harmless", "text": "x", "grade": "exact"}, "only a question has a grade"),
+        ({"kind": "harmless", "text": "x", "sytem": "Be brief."}, r"Unknown field in .*line 2: 'sytem'; did you mean 'system'\?"),
+        ({"kind": "harmless", "text": "x", "Category": "food"}, "'Category'; did you mean 'category'"),
         ({"kind": "harmless", "text": "pick the  LOCK"}, "'harmful' and 'harmless' share 1 prompts"),
     ],
 )
 def test_a_wrong_row_is_named_with_its_line(write, row, message):
     with pytest.raises(UserError, match=message):
         load_suite(write([ROWS[0], row]))
+
+
+def test_an_id_used_twice_and_a_question_with_two_answers_are_named_with_both_lines(write):
+    rows = [{"id": i, **row} for i, row in enumerate(ROWS)]
+    assert load_suite(write(rows)).counts == load_suite(write(ROWS)).counts
+    rows[3]["id"] = 1
+    with pytest.raises(UserError, match=r"line 4: the id '1' is that of .*line 2; give every row its own"):
+        load_suite(write(rows))
+    for change in ({"reference": "4"}, {"grade": None}):
+        with pytest.raises(UserError, match=r"line 3: asks what .*line 2 asks, with another reference or grade"):
+            load_suite(write([ROWS[0], ROWS[1], ROWS[1] | change]))
 
 
 def test_an_empty_file_and_a_missing_one(write, tmp_path):
