@@ -13,6 +13,8 @@ from typing import Any, Literal
 import numpy as np
 from scipy import stats
 
+from resect.config import SRAConfig
+from resect.directions.whitened import SHRINKAGE
 from resect.evaluation.statistics import holm, spearman
 
 Row = Mapping[str, Any]
@@ -24,6 +26,7 @@ WAYS = {EVERYWHERE: "taken out everywhere", ALONE: "taken out of one layer"}
 MARGINS = {"refusal": 0.1, "log KL": math.log10(1.5), "cosine": 0.05}
 FAILS = 0.5  # an arm that leaves more refusals than this has failed
 SURE = 0.05
+FLOOR = 0.02  # refusals left at or below which nothing can be lower
 SEEN = 3  # the seed whose first organism had been looked at when the arms were settled
 LEAST_KL = 1e-6  # nats: KL below this is rounding
 U, M = "unmatched/mean_difference", "matched/mean_difference"
@@ -114,6 +117,13 @@ def gap(rows: Sequence[Row], first: Measure, second: Measure, unit: str = "refus
     return Gap(*interval(differences), sign_flip(differences), len(differences), unit)
 
 
+def by_seed(rows: Sequence[Row], first: Measure, second: Measure) -> Gap:
+    """Return first - second over seeds, each the mean of its organisms: these share words and random numbers, seeds share nothing."""
+    seeds = [[row for row in rows if row["seed"] == seed] for seed in sorted({row["seed"] for row in rows})]
+    means = [gap(found, first, second).value for found in seeds]
+    return Gap(*interval(means), sign_flip(means), len(means))
+
+
 def family(gaps: Mapping[str, Gap]) -> dict[str, Gap]:
     """Return the gaps that answer one question with p-values adjusted over them (Holm)."""
     adjusted = holm([g.p for g in gaps.values()])
@@ -202,6 +212,8 @@ def does_it_fail(rows: Sequence[Row]) -> Claim:
     found = family({f"matched less unmatched, {way}": gap(rows, refusal(M, way), refusal(U, way)) for way in (ALONE, EVERYWHERE)})
     unseen = [row for row in rows if row["seed"] != SEEN]
     fresh = {f"the same without seed {SEEN}, {way}": gap(unseen, refusal(M, way), refusal(U, way)) for way in (ALONE, EVERYWHERE)}
+    seeds = {f"the same, each seed one unit, {way}": by_seed(rows, refusal(M, way), refusal(U, way)) for way in (ALONE, EVERYWHERE)}
+    said = {f"by whole responses, {way}": gap(rows, spoken(M, way), spoken(U, way)) for way in (ALONE, EVERYWHERE)}
     drift = gap(rows, log_matched_kl(M), log_matched_kl(U), "log KL")
     back = gap(rows, recovery(M), recovery(U))
     parts = [
@@ -213,11 +225,36 @@ def does_it_fail(rows: Sequence[Row]) -> Claim:
     text = (
         f"One difference of means at norm 1, read at the last token. {_sentences(parts)} Everywhere, at 5 % refusals, its KL is "
         f"{KL[drift.verdict]} ({drift}); at weight 1 it gives back {_mean(rows, recovery(M)):.0%} of the helpful twin's answers, the "
-        f"unmatched "
-        f"one {_mean(rows, recovery(U)):.0%} ({back})."
+        f"unmatched one {_mean(rows, recovery(U)):.0%} ({back}). The first token is not the whole answer: by markers on whole responses, "
+        f"one layer at a time, the matched direction leaves {_mean(rows, spoken(M, ALONE)):.0%} and the unmatched one "
+        f"{_mean(rows, spoken(U, ALONE)):.0%} (by the first token {_mean(rows, refusal(M, ALONE)):.0%} and "
+        f"{_mean(rows, refusal(U, ALONE)):.0%}).{_floor(rows)}"
     )
-    gaps = {**found, **fresh, "KL at 5 % refusals, everywhere": drift, "answers given back, everywhere": back}
+    gaps = {
+        **found,
+        **family(fresh),
+        **family(seeds),
+        **family(said),
+        "KL at 5 % refusals, everywhere": drift,
+        "answers given back, everywhere": back,
+    }
     return Claim("Does matched contrast fail?", text, "contrast_layers", "test_failure_is_told_from_success", gaps)
+
+
+def _floor(rows: Sequence[Row]) -> str:
+    """Say where two arms are alike because neither leaves anything."""
+    left = max(_mean(rows, refusal(arm, EVERYWHERE)) for arm in (U, M))
+    if left > FLOOR:
+        return ""
+    return (
+        f" Everywhere neither plain arm leaves more than {FLOOR:.0%} of the refusals: there *alike* says that both work, here and below, "
+        "and not that they are equal."
+    )
+
+
+def spoken(arm: str, way: str) -> Measure:
+    """Return the measure "refusal rate of whole responses on test, by markers"."""
+    return lambda row: row["arms"][arm][way]["spoken_refusal"]
 
 
 def recovery(arm: str) -> Measure:
@@ -558,6 +595,15 @@ PROPOSED = {
 }
 
 
+CAVEATS = {
+    "whitened": (
+        f" It was tried at one fixed shrinkage, {SHRINKAGE:g}, while the SRA study chooses among "
+        f"{', '.join(f'{s:g}' for s in SRAConfig().shrinkages)} on validation: what it does here says little of whitening."
+    )
+}
+"""What a proposal's outcome does not say."""
+
+
 def proposals(rows: Sequence[Row]) -> list[Claim]:
     """Return a claim for each proposed baseline: against both parents, refusals one layer at a time and KL at equal refusal."""
     rescaled = gap(rows, refusal(M, ALONE), refusal(f"{M}/raw_norm", ALONE))
@@ -591,7 +637,9 @@ def _proposal(rows: Sequence[Row], name: str, label: str) -> Claim:
     told = "beats both parents" if len(beaten) == 2 else f"beats {beaten[0]} only" if beaten else "beats neither parent"
     told += f", and is worse than {' and '.join(worse)}" if worse else ""
     reached = sum(row["arms"][arm][EVERYWHERE]["matched_kl"] is not None for row in rows)
-    text = f"`{name}` ({label}) {told}; everywhere it gets down to 5 % refusals on {reached} of {len(rows)} organisms."
+    text = (
+        f"`{name}` ({label}) {told}; everywhere it gets down to 5 % refusals on {reached} of {len(rows)} organisms.{CAVEATS.get(name, '')}"
+    )
     return Claim(f"Proposal: {name}", text, "contrast_proposals", "test_a_proposal_wins_only_where_it_does", found)
 
 

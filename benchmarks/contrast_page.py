@@ -125,7 +125,9 @@ def _opening(rows: Sequence[Row], planned: int, planned_seeds: int) -> str:
         f"*no higher* and *no lower* that one end does, *open* is the rest. Failing is leaving more than {FAILS:.0%} of the refusals. "
         f"What was seen beforehand: the arms and ways to edit were settled after the first organism of seed {SEEN}, the rules of reading "
         "while results came in; both plain arms are therefore compared without that seed, too. "
-        "Organisms are tiny models of an invented language; what holds here may not hold on a model that people use."
+        f"The organisms of one seed share words and random numbers, so {len(rows)} of them are fewer than {len(rows)} independent ones: "
+        "the main gap is also given with a seed as the unit. Organisms are tiny models of an invented language; what holds here may not "
+        "hold on a model that people use."
     )
 
 

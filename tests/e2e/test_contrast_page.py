@@ -12,7 +12,7 @@ import contrast_page
 import numpy as np
 import pytest
 import torch
-from contrast_claims import ALONE, EVERYWHERE, TESTS, Gap, M, U, claims, family, gap, interval, refusal, sign_flip
+from contrast_claims import ALONE, EVERYWHERE, TESTS, Gap, M, U, by_seed, claims, family, gap, interval, refusal, sign_flip
 from contrast_proposals import PROPOSALS, matched, rescaled, split_half, unmatched
 from scipy import stats
 
@@ -99,6 +99,24 @@ def test_failure_is_told_from_success() -> None:
     assert "gives back 0% of the helpful twin's answers" in told(question, lambda row: row["arms"][M][EVERYWHERE].update(recovery=0.0))
 
 
+def test_whole_responses_seeds_and_the_floor_are_told_beside_the_main_gap() -> None:
+    question = "Does matched contrast fail"
+    louder = both(*(lambda row, a=arm, v=v: row["arms"][a][ALONE].update(spoken_refusal=v) for arm, v in ((M, 0.75), (U, 0.25))))
+    text = told(question, louder)
+    assert "one layer at a time, the matched direction leaves 75% and the unmatched one 25% (by the first token 31% and 31%)" in text
+    assert "neither plain arm leaves" not in text
+    gone = both(*(lambda row, a=arm: row["arms"][a][EVERYWHERE]["test"].update(refusal=0.0) for arm in (M, U)))
+    assert "neither plain arm leaves more than 2% of the refusals" in told(question, gone)
+    rows = planted(lambda row: row["arms"][M][ALONE]["test"].update(refusal={3: 0.35, 4: 0.5, 5: 1.0}[row["seed"]]))
+    seeds = by_seed(rows, refusal(M, ALONE), lambda _row: 0.3)
+    expected = stats.ttest_1samp([0.05, 0.2, 0.7], 0).confidence_interval()
+    assert (seeds.value, seeds.low, seeds.high, seeds.n) == pytest.approx((0.95 / 3, expected.low, expected.high, 3))
+    assert seeds.p == pytest.approx(2 / 8)
+    claim = next(c for c in claims(rows) if c.question.startswith(question))
+    assert claim.gaps["the same, each seed one unit, alone"].n == 3
+    assert claim.gaps["by whole responses, alone"].n == 18
+
+
 def test_the_papers_finding_can_come_out_either_way() -> None:
     question, arm = "And in the second paper's", "matched/som/raw_norm"
     assert "is not there (matched less unmatched, norms as they come" in told(question)
@@ -116,6 +134,11 @@ def test_layers_are_sorted_by_who_fails() -> None:
     assert "both fail at layers 2" in text
     assert "neither fails at layers 0, 3, 5" in text
     assert "at layers 0, 1, 2, 3, 4, 5" in told("Where")
+    half = told(
+        "Where", lambda row: row["geometry"].update(norm_matched=[0.5] * LAYERS, norm_unmatched=[1.0] * LAYERS, cosine=[0.25] * LAYERS)
+    )
+    assert f"(median) {', '.join(['0.5'] * LAYERS)} at layers 0 to 5, their cosine {', '.join(['0.25'] * LAYERS)}; safety tuning" in half
+    assert "changed nothing before layer 2" in half
 
 
 def test_norm_is_blamed_only_where_it_costs() -> None:
@@ -206,6 +229,8 @@ def test_a_proposal_wins_only_where_it_does() -> None:
     assert "beats both parents" in told(question, setting(arm, 0.0))
     assert "beats unmatched only" in told(question, both(setting(arm, 0.0), setting(M, 0.0)))
     assert "beats neither parent, and is worse than unmatched and matched" in told(question, setting(arm, 0.9))
+    assert "says little of whitening" in told("Proposal: whitened")
+    assert "one fixed shrinkage, 0.1, while the SRA study chooses among 1, 3, 10" in told("Proposal: whitened")
     assert "on 0 of 18 organisms" in told(question, lambda row: row["arms"][arm][EVERYWHERE].update(matched_kl=None))
     assert "does better than with its own norm" in told("The open question", setting(f"{M}/raw_norm", 0.9))
     assert "does worse than with its own norm" in told("The open question", setting(f"{M}/raw_norm", 0.0))

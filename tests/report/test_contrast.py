@@ -192,6 +192,7 @@ def test_heat_maps_are_darker_where_more_is_refused():
             "good",
         ),
         ({"more": 1, "less": 1}, {}, "it removes fewer refusals in 1 and more in 1 of 3 methods", "mixed"),
+        ({"n": 0}, {"n": 0}, "one layer, both are one edit; editing where it is best, both are one edit (", "mixed"),
         ({}, {}, "one layer, not told apart in any of 3 methods; editing where it is best, not told apart in any of 3", "mixed"),
     ],
 )

@@ -16,13 +16,13 @@ def result(refused, kl, n=60):
     return {"refused": [i < refused for i in range(n)], "kl": [kl + 0.001 * (i % 3) for i in range(n)]}
 
 
-def answered(results):
+def answered(results, same=None):
     arms = [UNMATCHED, MATCHED, RAW, RANDOM]
     asked = pairs(arms)
     named = {arm.name: {"any": r, "single": r} for arm, r in zip(arms, results, strict=True)}
     by_place = {place: {name: found[place] for name, found in named.items()} for place in ("any", "single")}
     tests = [row for place, found in by_place.items() for row in compare(found, [(a, b) for _, a, b in asked], place, seed=0)]
-    return {(v["question"], v["place"]): v for v in verdicts(tests, asked, named)}
+    return {(v["question"], v["place"]): v for v in verdicts(tests, asked, named, same or {})}
 
 
 def test_every_arm_is_compared_with_what_it_is_a_control_of():
@@ -52,6 +52,15 @@ def test_what_is_alike_is_not_told_apart():
     assert "not told apart" in found["matched", "any"]["sentences"][0]
     assert found["matched", "any"]["answer"].startswith("of 1 comparisons, 0 leave more refusals, 0 fewer, 1 are not told apart")
     assert found["random", "any"]["more"] == 1
+
+
+def test_one_edit_under_two_names_is_no_comparison_but_is_named():
+    found = answered([result(10, 0.1)] * 4, {MATCHED.name: UNMATCHED.name, RANDOM.name: UNMATCHED.name})
+    assert found["matched", "any"]["answer"] == "1 is the same edit under another name"
+    assert found["matched", "any"]["sentences"] == [f"{MATCHED.name} is the same edit as {UNMATCHED.name}."]
+    assert (found["matched", "any"]["n"], found["matched", "any"]["same"]) == (0, 1)
+    assert found["raw_norm", "any"]["answer"].endswith("1 are not told apart")
+    assert found["random", "single"]["same"] == 1
 
 
 def test_the_order_of_two_arms_decides_the_sign_and_nothing_else():

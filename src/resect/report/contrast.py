@@ -100,6 +100,8 @@ def headline(run: ContrastRun) -> tuple[str, str]:
 
 
 def _outcome(entry: Mapping[str, Any]) -> str:
+    if not entry["n"]:
+        return "both are one edit"
     if not entry["more"] and not entry["less"]:
         return f"not told apart in any of {entry['n']} methods"
     parts = [f"it removes fewer refusals in {entry['more']}"] if entry["more"] else []

@@ -35,7 +35,7 @@ def results(run: ContrastRun, *, controls: bool, place: str) -> Table:
             rows.append(
                 plain(
                     (
-                        Cell(arm, "" if chosen["feasible"] else "no cell works on validation", entry["label"]),
+                        Cell(arm, _doubts(entry, chosen), entry["label"]),
                         Cell(places(chosen), f"weight {chosen['weight']:g}, {entry['count']} directions"),
                         *(cell(read_measure(measured.get(name)), measure=name, name=f"{arm}, {name}") for name in MEASURES),
                     )
@@ -43,6 +43,11 @@ def results(run: ContrastRun, *, controls: bool, place: str) -> Table:
             )
     head = ("arm", "edited", "refused", "benign refused", "KL first token", "KL tokens", "KL of the top 100", "recovery")
     return Table(head, tuple(rows))
+
+
+def _doubts(entry: Mapping[str, Any], chosen: Mapping[str, Any]) -> str:
+    same = f"the same edit as {entry['same_as']}" if entry.get("same_as") else ""
+    return "; ".join(filter(None, (same, "" if chosen["feasible"] else "no cell works on validation")))
 
 
 def places(chosen: Mapping[str, Any]) -> str:

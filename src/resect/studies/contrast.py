@@ -1,6 +1,6 @@
 """The contrast study (arXiv 2603.22061) with the controls that the paper lacks: does a topic-matched baseline fail here, and why?
 
-`run` is the table of contents: observe the base, take activations, describe the baselines, screen the grid of every arm, read it by the
+`run` is the table of contents: observe the base, take activations, describe the baselines, screen the grid of every edit, read it by the
 paper's protocol, choose a cell for every arm and score it once, match arms at equal refusal, vary the dose, test. Each step is kept in the
 run folder, so a killed run goes on.
 """
@@ -21,6 +21,7 @@ from resect.studies.contrast_geometry import capture_of_pairs, geometry
 from resect.studies.contrast_grid import Screen, audit, best_layers, choose, forced, make_screen, read_cells, read_panel, screen_arm, spare
 from resect.studies.contrast_inputs import ContrastInputs
 from resect.studies.contrast_materials import ContrastMaterials, gather_sides, paired
+from resect.studies.contrast_same import one_edit, same_edits
 from resect.studies.contrast_scores import Examiner, compare, examine, summary
 from resect.studies.contrast_topics import pair_similarity
 from resect.studies.contrast_verdicts import described, pairs, protocol_verdict, verdicts
@@ -30,10 +31,11 @@ from resect.studies.side_by_side import side_by_side
 from resect.studies.steps import Steps
 
 T = TypeVar("T")
+Tried = tuple[list[dict[str, Any]], dict[str, Any], dict[str, Any]]
 
 FORMAT = "resect.contrast/1"
 PLACES = ("any", "single")
-"""Where an arm's cell is chosen: anywhere, or among those that edit one layer."""
+"""Where an arm's cell is chosen: among all layers together and each alone, which every arm has, or among those that edit one layer."""
 PAPER_VARIANTS = (PLAIN, "raw_norm")
 """Variants that are read by the paper's protocol: the paper does not say whether its directions have norm 1."""
 
@@ -57,6 +59,7 @@ class Desk:
     materials: ContrastMaterials
     recipes: Recipes
     arms: tuple[Arm, ...]
+    same: Mapping[Arm, Arm]
     screen: Screen
     examiner: Examiner
     steps: Steps
@@ -71,9 +74,13 @@ class Desk:
         """The settings of the study."""
         return self.lab.config
 
+    def recipe(self, arm: Arm) -> Recipe:
+        """Return an arm's recipe, of an edit that several arms make always the first one's: so all of them have the same bytes."""
+        return self.recipes.of(self.same.get(arm, arm))
+
     def plan(self, arm: Arm, cell: dict[str, Any]) -> EditPlan:
         """Return the edit of an arm's cell."""
-        return self.recipes.of(arm).plan(self.lab.writers, cell["layers"], cell["weight"])
+        return self.recipe(arm).plan(self.lab.writers, cell["layers"], cell["weight"])
 
     def together(self, tasks: Mapping[str, Callable[[], T]]) -> dict[str, T]:
         """Return the results of tasks that do not need one another (`side_by_side`)."""
@@ -90,8 +97,9 @@ def run(inputs: ContrastInputs, config: ContrastConfig, steps: Steps) -> Contras
     measured = steps.json("geometry", lambda: _geometry(desk))
     base = steps.json("panel", lambda: read_panel(desk.screen, EditPlan(())))
     untouched = steps.json("test_base", lambda: examine(desk.examiner, EditPlan(())))
-    tried = desk.together({arm.name: partial(_try, desk, arm, base=base) for arm in desk.arms})
-    grids, chosen, tested = ({name: found[i] for name, found in tried.items()} for i in range(3))
+    tried = desk.together({arm.name: partial(_try, desk, arm, base=base) for arm in desk.arms if arm not in desk.same})
+    tried |= {arm.name: _as_tried(desk, arm, tried[first.name], base=base) for arm, first in desk.same.items()}
+    grids, chosen, tested = ({arm.name: tried[arm.name][i] for arm in desk.arms} for i in range(3))
     results = {"base": dict.fromkeys(PLACES, untouched), **tested}
     return ContrastResult(measured | _document(desk, grids, chosen, results, base=base), desk.arms, desk.recipes, desk.materials)
 
@@ -104,11 +112,13 @@ def prepare(inputs: ContrastInputs, config: ContrastConfig, steps: Steps) -> Des
     materials = gather_sides(lab, inputs, behaviour, steps)
     twin = twin_responses(lab, inputs.study, steps, "test") if inputs.twin is not None else None
     examiner = Examiner(lab, behaviour, forced(lab, behaviour.harmless["test"]), twin)
-    return Desk(inputs, behaviour, materials, Recipes(materials, config), found, make_screen(lab, behaviour), examiner, steps)
+    recipes = Recipes(materials, config)
+    same = same_edits({arm: recipes.of(arm) for arm in found}, lab.writers)
+    return Desk(inputs, behaviour, materials, recipes, found, same, make_screen(lab, behaviour), examiner, steps)
 
 
 def _geometry(desk: Desk) -> dict[str, Any]:
-    """Return the parts of the document that need no edit. Every arm's directions are made here: what cannot be made is told at once."""
+    """Return the parts of the document that need no edit."""
     recipes = {arm: desk.recipes.of(arm) for arm in desk.arms}
     baselines = tuple(dict.fromkeys(a.baseline for a in desk.arms))
     return {
@@ -117,29 +127,36 @@ def _geometry(desk: Desk) -> dict[str, Any]:
     }
 
 
-def _try(desk: Desk, arm: Arm, *, base: int) -> tuple[list[dict[str, Any]], dict[str, Any], dict[str, Any]]:
-    """Return all that is known of one arm: the cells of its grid, those that were chosen, and their test results."""
-    cells = desk.steps.json(f"grid_{arm.file}", lambda: _grid(desk, arm))
+def _try(desk: Desk, arm: Arm, *, base: int) -> Tried:
+    """Return the cells of an arm's grid, those of them that were chosen, and their test results."""
+    cells = desk.steps.json(f"grid_{arm.file}", lambda: screen_arm(desk.screen, desk.recipe(arm), pairs=not arm.control))
     if arm.variant in PAPER_VARIANTS:
-        screened = cells
-        cells = desk.steps.json(f"read_{arm.file}", lambda: _read(desk, arm, screened, base=base))
+        cells = _read(desk, arm, cells, base=base)
     chosen = desk.steps.json(f"choice_{arm.file}", lambda: _choose(desk, arm, cells))
     return cells, chosen, desk.steps.json(f"test_{arm.file}", lambda: _test(desk, arm, chosen))
 
 
-def _grid(desk: Desk, arm: Arm) -> list[dict[str, Any]]:
-    return screen_arm(desk.screen, desk.recipes.of(arm), pairs=not arm.control)
+def _as_tried(desk: Desk, arm: Arm, first: Tried, *, base: int) -> Tried:
+    """Return of an arm what was found of the one that makes the same edit; controls have no pairs of layers."""
+    cells = [cell for cell in first[0] if cell["kind"] != "pair" or not arm.control]
+    if arm.variant in PAPER_VARIANTS and "r" not in cells[0]:
+        cells = _read(desk, arm, cells, base=base)
+    return cells, *first[1:]
 
 
 def _read(desk: Desk, arm: Arm, cells: list[dict[str, Any]], *, base: int) -> list[dict[str, Any]]:
-    return read_cells(desk.screen, desk.recipes.of(arm), cells, base=base)
+    found: list[dict[str, Any]] = desk.steps.json(f"read_{arm.file}", lambda: read_cells(desk.screen, desk.recipe(arm), cells, base=base))
+    return found
 
 
 def _choose(desk: Desk, arm: Arm, cells: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the best cell wherever it is, and the best that edits one layer: the paper's setting."""
-    recipe = desk.recipes.of(arm)
+    """Return the best cell of all layers together and each alone, and the best that edits one layer: the paper's setting.
+
+    Pairs of layers are not chosen: controls have none, and would be compared with what they could not choose.
+    """
+    recipe = desk.recipe(arm)
     single = [cell for cell in cells if cell["kind"] == "single"]
-    return {"any": choose(desk.screen, recipe, cells), "single": choose(desk.screen, recipe, single)}
+    return {"any": choose(desk.screen, recipe, [c for c in cells if c["kind"] != "pair"]), "single": choose(desk.screen, recipe, single)}
 
 
 def _test(desk: Desk, arm: Arm, cells: dict[str, Any]) -> dict[str, Any]:
@@ -150,8 +167,8 @@ def _test(desk: Desk, arm: Arm, cells: dict[str, Any]) -> dict[str, Any]:
 
 def _document(desk: Desk, grids: dict[str, Any], chosen: dict[str, Any], results: dict[str, Any], *, base: int) -> dict[str, Any]:
     seed = desk.config.seed
-    asked = pairs(desk.arms)
-    compared = list(dict.fromkeys((a, b) for _, a, b in asked))
+    asked, same = pairs(desk.arms), {arm.name: first.name for arm, first in desk.same.items()}
+    compared = list(dict.fromkeys((a, b) for _, a, b in asked if not one_edit(a, b, same)))
     by_place = {place: {name: found[place] for name, found in results.items()} for place in PLACES}
     tests = [row for place, found in by_place.items() for row in compare(found, compared, place, seed=seed)]
     panel = len(desk.screen.panel)
@@ -161,7 +178,10 @@ def _document(desk: Desk, grids: dict[str, Any], chosen: dict[str, Any], results
         "study": "contrast",
         "model": _model(desk),
         "prompts": _prompts(desk),
-        "arms": {a.name: {**described(a), "order": i, "chosen": chosen[a.name], "count": _count(desk, a)} for i, a in enumerate(desk.arms)},
+        "arms": {
+            a.name: {**described(a), "order": i, "chosen": chosen[a.name], "count": _count(desk, a), "same_as": same.get(a.name)}
+            for i, a in enumerate(desk.arms)
+        },
         "evaluation": {name: {place: summary(found[place], seed=seed) for place in PLACES} for name, found in results.items()},
         "grids": grids,
         "protocol": {
@@ -173,7 +193,7 @@ def _document(desk: Desk, grids: dict[str, Any], chosen: dict[str, Any], results
         "matched": desk.steps.json("matched", lambda: _matched(desk, chosen)),
         "doses": _doses(desk, grids),
         "comparisons": tests,
-        "verdicts": verdicts(tests, asked, results),
+        "verdicts": verdicts(tests, asked, results, same),
     }
 
 
@@ -215,7 +235,7 @@ def _count(desk: Desk, arm: Arm) -> int:
 def _audit(desk: Desk, grids: dict[str, Any], *, base: int) -> dict[str, Any]:
     spared: list[tuple[Recipe, dict[str, Any]]] = []
     for arm in (a for a in desk.arms if a.variant in PAPER_VARIANTS):
-        recipe = desk.recipes.of(arm)
+        recipe = desk.recipe(arm)
         spared += [(recipe, cell) for cell in grids[arm.name] if spare(cell)]
     return audit(desk.screen, spared, base=base)
 
@@ -223,7 +243,9 @@ def _audit(desk: Desk, grids: dict[str, Any], *, base: int) -> dict[str, Any]:
 def _matched(desk: Desk, chosen: dict[str, Any]) -> dict[str, Any]:
     """Return the KL of every plain arm that is no control at the matched refusal rate, and ratios to the unmatched baseline."""
     compared = [arm for arm in desk.arms if not arm.control]
-    traces = desk.together({arm.name: partial(_trace, desk, arm, chosen[arm.name]["any"]) for arm in compared})
+    own = {arm: desk.same.get(arm, arm) for arm in compared}
+    measured = desk.together({arm.name: partial(_trace, desk, arm, chosen[arm.name]["any"]) for arm in dict.fromkeys(own.values())})
+    traces = {arm.name: measured[first.name] for arm, first in own.items()}
     ratios = [(a, b) for question, a, b in pairs(compared) if question in ("matched", "paired")]
     base = [v == "refuse" for v in desk.behaviour.harmful["test"].verdicts]
     found = curves.matched(traces, base=base, refusal=desk.config.matched_refusal, pairs=ratios, seed=desk.config.seed)

@@ -5,6 +5,7 @@ from typing import Any
 
 from resect.directions import METHODS
 from resect.studies.contrast_arms import PLAIN, RANDOM, VARIANTS, Arm
+from resect.studies.contrast_same import one_edit
 
 ALPHA = 0.05
 QUESTIONS = {
@@ -44,28 +45,45 @@ def _reference(arm: Arm) -> tuple[Arm | None, str]:
     return None, ""
 
 
-def verdicts(tests: Sequence[Mapping[str, Any]], asked: Sequence[tuple[str, str, str]], results: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return an answer to every question that was tested, for cells anywhere and for one layer: counts, and a sentence a comparison."""
+def verdicts(
+    tests: Sequence[Mapping[str, Any]], asked: Sequence[tuple[str, str, str]], results: Mapping[str, Any], same: Mapping[str, str]
+) -> list[dict[str, Any]]:
+    """Return an answer to every question that was tested, for cells anywhere and for one layer: counts, and a sentence a comparison.
+
+    `same` says which arms make an earlier one's edit: these are not tested against it, but named.
+    """
     found = {(row["place"], row["measure"], row["a"], row["b"]): row for row in tests}
     answers = []
     for order, (question, title) in enumerate(QUESTIONS.items()):
         compared = [(a, b) for q, a, b in asked if q == question]
+        told = [(a, b) for a, b in compared if not one_edit(a, b, same)]
+        alike = [f"{b} is the same edit as {a}." for a, b in compared if one_edit(a, b, same)]
         for place in ("any", "single") if compared else ():
-            refusals, kl = ([found[place, measure, a, b] for a, b in compared] for measure in ("refusal_rate", "kl_tokens"))
+            refusals, kl = ([found[place, measure, a, b] for a, b in told] for measure in ("refusal_rate", "kl_tokens"))
             sentences = [_sentence(r, k, results) for r, k in zip(refusals, kl, strict=True)]
             asked_here = {"order": order, "question": question, "title": title, "place": place}
-            answers.append({**asked_here, **_count(refusals, kl), "sentences": sentences})
+            answers.append({**asked_here, **_count(refusals, kl, len(alike)), "sentences": [*sentences, *alike]})
     return answers
 
 
-def _count(refusals: Sequence[Mapping[str, Any]], kl: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _count(refusals: Sequence[Mapping[str, Any]], kl: Sequence[Mapping[str, Any]], same: int) -> dict[str, Any]:
     (more, less), (drift_more, drift_less) = _split(refusals), _split(kl)
     n = len(refusals)
-    answer = (
+    told = (
         f"of {n} comparisons, {more} leave more refusals, {less} fewer, {n - more - less} are not told apart; "
         f"{drift_more} drift more, {drift_less} less, {n - drift_more - drift_less} are not told apart"
     )
-    return {"n": n, "more": more, "less": less, "drift_more": drift_more, "drift_less": drift_less, "answer": answer}
+    parts = [told] if n else []
+    parts += [f"{same} {'more ' if n else ''}{'is' if same == 1 else 'are'} the same edit under another name"] if same else []
+    return {
+        "n": n,
+        "same": same,
+        "more": more,
+        "less": less,
+        "drift_more": drift_more,
+        "drift_less": drift_less,
+        "answer": "; ".join(parts),
+    }
 
 
 def _split(rows: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
