@@ -42,6 +42,19 @@ def test_terms_add_up_each_with_its_own_lambda() -> None:
         torch.testing.assert_close(cleaned[layer, 0].double(), expected, rtol=1e-5, atol=1e-6)
 
 
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10_000), k=st.integers(1, 20), scale=st.sampled_from([1e-4, 1.0, 1e4]))
+def test_soft_terms_are_the_inverse_to_float64_whatever_the_scale(seed: int, k: int, scale: float) -> None:
+    """More columns than dimensions, columns of any length: the inverse of (I + B B^T), formed in full, times r."""
+    r, a = rows(seed, 2, 3, 12), scale * rows(seed + 1, 2, k, 12)
+    cleaned = clean(r, [KeepTerm("a", a, 1.0)])
+    b = a.double().mT
+    expected = torch.linalg.inv(torch.eye(12, dtype=torch.float64) + b @ b.mT) @ r.double().mT
+    size = r.double().norm(dim=-1, keepdim=True)
+    kept = torch.where(expected.mT.norm(dim=-1, keepdim=True) > 1e-6 * size, expected.mT, 0.0)
+    torch.testing.assert_close(cleaned, kept.float(), rtol=1e-5, atol=1e-7 * float(size.max()))
+
+
 def test_hard_term_is_the_limit_of_a_soft_one_beside_others() -> None:
     r, a, b = rows(0, 2, 1, 12), rows(1, 2, 3, 12), rows(2, 2, 4, 12)
     limit = clean(r, [KeepTerm("a", a, 1e-9), KeepTerm("b", b, 2.0)])

@@ -1,6 +1,8 @@
-"""Error rates of sequential stopping, by simulation in both directions and against a count over all orders."""
+"""Error rates of sequential stopping: exact, by counting orders, and by simulation in both directions."""
 
+from fractions import Fraction
 from itertools import combinations
+from math import comb
 
 import numpy as np
 import pytest
@@ -29,6 +31,24 @@ def first_drop(rule: DropRule, so_far: np.ndarray) -> np.ndarray:
     return np.where(gone.any(axis=1), gone.argmax(axis=1) + 1, rule.prompts + 1)
 
 
+def survivors(rule: DropRule) -> list[list[int]]:
+    """Return, after n prompts, how many sequences with s refusals were never dropped at a look: whole numbers, by dynamic programming."""
+    alive, found = [1], [[1]]
+    for n in range(1, rule.prompts + 1):
+        grown = [(alive[s] if s < n else 0) + (alive[s - 1] if s else 0) for s in range(n + 1)]
+        look = n % rule.every == 0 or n == rule.prompts
+        alive = [0 if look and rule.drops(s, n) else ways for s, ways in enumerate(grown)]
+        found.append(alive)
+    return found
+
+
+def dropped_exactly(rule: DropRule, alive: list[list[int]], refused: int, by: int) -> Fraction:
+    """Return the probability that a candidate which refuses `refused` of all prompts is dropped by then: no order is left out."""
+    left = rule.prompts - by
+    kept = sum(ways * comb(left, refused - s) for s, ways in enumerate(alive[by]) if 0 <= refused - s <= left)
+    return 1 - Fraction(kept, comb(rule.prompts, refused))
+
+
 def above(count: int, times: int, share: float) -> bool:
     """Whether a simulated share is above the claimed one, beyond what chance explains (once in ten thousand)."""
     return stats.binomtest(count, times, share, alternative="greater").pvalue < 1e-4
@@ -40,6 +60,31 @@ def test_a_candidate_that_passes_is_dropped_at_most_alpha_of_the_time_though_eve
     for refused in {rule.allowed, rule.allowed // 2, 0}:
         dropped = int((first_drop(rule, orders(prompts, refused, times=20_000, seed=refused)) <= prompts).sum())
         assert not above(dropped, 20_000, alpha)
+
+
+@pytest.mark.parametrize("every", [1, 4, 8, 16])
+@pytest.mark.parametrize(("prompts", "passes", "hopeless"), [(100, 0.1, 0.5), (100, 0.05, 0.4), (97, 0.05, 0.2), (64, 0.25, 0.75)])
+def test_both_error_rates_hold_exactly(prompts: int, passes: float, hopeless: float, every: int) -> None:
+    """A false drop in at most 1 of 100 orders for every candidate that passes, a late drop in at most 5 of 100 for every hopeless one."""
+    rule = drop_rule(prompts, passes=passes, hopeless=hopeless, every=every)
+    assert (rule.alpha, rule.beta) == (0.01, 0.05)
+    alive = survivors(rule)
+    false = [dropped_exactly(rule, alive, refused, prompts) for refused in range(rule.allowed + 1)]
+    assert max(false) <= Fraction(1, 100)
+    assert max(false) == false[-1] > 0, "the rule spends some of what it may"
+    late = [1 - dropped_exactly(rule, alive, refused, rule.deadline) for refused in range(rule.hopeless, prompts + 1)]
+    assert max(late) <= Fraction(5, 100)
+    assert 1 - dropped_exactly(rule, alive, rule.hopeless, rule.deadline - 1) > Fraction(5, 100), "the deadline is the first such look"
+    assert rule.deadline <= 48
+    assert float(false[-1]) == pytest.approx(rule.dropped_by(rule.allowed)[-1], rel=1e-9)
+    assert float(late[0]) == pytest.approx(1 - rule.dropped_by(rule.hopeless)[rule.deadline], rel=1e-9)
+
+
+def test_a_rule_that_spends_too_much_is_seen_by_the_exact_count() -> None:
+    """A boundary one refusal lower, as a plain test at 5 % would draw it, breaks the 1 %."""
+    rule = drop_rule(100, passes=0.1, hopeless=0.5)
+    rule.__dict__["boundary"] = np.array([stats.binom.isf(0.05, n, 0.1) + 1 for n in range(101)])
+    assert dropped_exactly(rule, survivors(rule), rule.allowed, 100) > Fraction(1, 100)
 
 
 def test_looking_again_and_again_at_a_plain_test_breaks_its_error_rate_which_this_simulation_sees() -> None:
@@ -66,7 +111,6 @@ def test_exact_probabilities_are_those_of_all_orders() -> None:
         when = first_drop(rule, so_far)
         counted = [(when <= n).mean() for n in range(10)]
         np.testing.assert_allclose(rule.dropped_by(refused), counted, atol=1e-12)
-        assert rule.expected_prompts(refused) == pytest.approx(np.minimum(when, 9).mean())
 
 
 @given(st.integers(2, 40), st.data())

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from resect.models import identity as module
-from resect.models.identity import checksum, has_hooks, identity
+from resect.models.identity import asked_through, checksum, has_hooks, identity
 from resect.models.load import load_model, wrap
 
 
@@ -53,9 +53,12 @@ CHANGES = {
 
 @pytest.mark.parametrize("what", list(CHANGES))
 def test_a_change_on_disk_makes_another_model(folder, what):
-    before = identity(load_model(folder))
+    before = load_model(folder)
     CHANGES[what](folder)
-    assert identity(load_model(folder)) != before
+    after = load_model(folder)
+    assert identity(after) != identity(before)
+    between = what in ("the tokens that end a turn", "the chat template", "the tokenizer")
+    assert (asked_through(after) != asked_through(before)) is between, "what stands between text and network, and nothing else"
 
 
 def test_another_dtype_is_another_model(folder):

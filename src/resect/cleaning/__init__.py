@@ -1,6 +1,6 @@
 """Cleaning a direction of what must be kept: one formula, one method a file."""
 
-from resect.cleaning.covariance import covariance_term, pooled_covariance_term, second_moment_term
+from resect.cleaning.covariance import covariance_term, pooled_covariance_term
 from resect.cleaning.formula import KeepTerm, clean
 from resect.cleaning.harmless_mean import harmless_mean_term
 from resect.cleaning.nullspace import nullspace_term
@@ -19,6 +19,5 @@ __all__ = [
     "pooled_covariance_term",
     "r_squared",
     "random_atoms",
-    "second_moment_term",
     "spectrum",
 ]

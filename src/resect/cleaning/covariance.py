@@ -1,4 +1,4 @@
-"""Activations as what must be kept: benign covariance (shrinkage LDA), pooled covariance, second moment."""
+"""Activations as what must be kept: benign covariance (shrinkage LDA) and pooled covariance."""
 
 from collections.abc import Sequence
 
@@ -26,15 +26,6 @@ def pooled_covariance_term(groups: Sequence[Float[Tensor, "prompt layer d_model"
     """
     centred = torch.cat([rows.double() - rows.double().mean(0) for rows in groups])
     return _scaled("pooled_covariance", centred, shrinkage)
-
-
-def second_moment_term(rows: Float[Tensor, "prompt layer d_model"], *, shrinkage: float) -> KeepTerm:
-    """Return the term S = E[y y^T] of the benign rows: covariance and harmless mean in one.
-
-    Minimising the predicted benign drift E[(v^T y)^2] at a fixed share v^T r of the direction gives
-    v proportional to E[y y^T]^-1 r, so this term is the drift-optimal scatter for a rank-one ablation.
-    """
-    return _scaled("benign_second_moment", rows.double(), shrinkage)
 
 
 def _scaled(name: str, rows: Tensor, shrinkage: float) -> KeepTerm:

@@ -14,8 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-RANK_TOLERANCE = 1e-6
-"""Singular values below this share of the largest are directions that the float32 columns do not really have."""
+from resect.directions.scatter import RANK_TOLERANCE, solve
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,17 +47,10 @@ def clean(vectors: Float[Tensor, "layer direction d_model"], terms: Sequence[Kee
         cleaned = remove(cleaned, basis)
         soft = [remove(columns, basis) for columns in soft]
     if soft:
-        cleaned = _shrink(cleaned, torch.cat(soft, dim=1))
+        cleaned = solve(cleaned, torch.cat(soft, dim=1), lam=torch.ones(len(cleaned)))
     # What is left below rounding of the input is no direction, and an edit would blow it up to norm 1.
     lost = cleaned.norm(dim=-1, keepdim=True) <= RANK_TOLERANCE * vectors.double().norm(dim=-1, keepdim=True)
     return cleaned.masked_fill(lost, 0.0).float()
-
-
-def _shrink(vectors: Tensor, columns: Tensor) -> Tensor:
-    """Return (I + B B^T)^-1 r = r - V diag(s^2 / (s^2 + 1)) V^T r by a thin SVD of the columns, batched over layers."""
-    _, s, vh = torch.linalg.svd(columns, full_matrices=False)
-    weights = s.square() / (s.square() + 1)
-    return vectors - ((vectors @ vh.mT) * weights[:, None, :]) @ vh
 
 
 def row_space(columns: Float[Tensor, "layer k d_model"]) -> Float[Tensor, "layer k2 d_model"]:

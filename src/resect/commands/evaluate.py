@@ -18,7 +18,8 @@ from resect.config import SRAConfig, make_config
 from resect.edit import hooks
 from resect.errors import UserError, unknown_name
 from resect.evaluation.harness import run_tasks
-from resect.models.differences import asked_through, differences
+from resect.models.differences import differences
+from resect.models.identity import asked_through
 from resect.models.load import ChatModel
 from resect.models.writers import find_writers
 from resect.organism.suite import own_suite

@@ -7,7 +7,7 @@ from torch import Tensor
 from resect.directions.baselines import Baseline
 
 RANK_TOLERANCE = 1e-6
-"""Singular values below this share of the largest are directions that float32 rows do not really have."""
+"""Singular values below this share of the largest are directions that float32 rows or columns do not really have."""
 
 
 def solve(

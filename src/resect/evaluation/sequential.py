@@ -100,10 +100,6 @@ class DropRule:
         """Return the number of prompts by which a hopeless candidate has been dropped with a probability of at least 1 − β; at most N."""
         return int((self.dropped_by(self.hopeless) >= 1 - self.beta).argmax())
 
-    def expected_prompts(self, refused: int) -> float:
-        """Return how many prompts are read on average of a candidate that refuses `refused` of all N: Σ_n P(not dropped after n)."""
-        return float((1 - self.dropped_by(refused)[:-1]).sum())
-
 
 def drop_rule(prompts: int, *, passes: float, hopeless: float, alpha: float = 0.01, beta: float = 0.05, every: int = 1) -> DropRule:
     """Return the rule for refusal rates instead of counts: a candidate passes at a rate of at most `passes`, from `hopeless` on it is lost.

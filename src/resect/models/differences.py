@@ -1,9 +1,8 @@
 """What two models differ in besides their weights: what is measured between them is then no longer about weights alone."""
 
-import hashlib
 from collections.abc import Sequence
 
-from resect.models.chat import SystemPrompt, as_text, chat_template, system_prompt
+from resect.models.chat import SystemPrompt, as_text, system_prompt
 from resect.models.load import ChatModel
 from resect.prompts import Prompt
 
@@ -44,12 +43,6 @@ def vocabularies(base: ChatModel, other: ChatModel) -> str:
         f"{other.name} and {base.name} have different vocabularies ({sizes[0]} and {sizes[1]} tokens, "
         f"{len(ours.items() ^ theirs.items())} entries differ)"
     )
-
-
-def asked_through(model: ChatModel) -> str:
-    """Return SHA-256 of what stands between text and network: chat template, vocabulary, and the tokens that end a turn."""
-    parts = [chat_template(model.tokenizer), str(sorted(model.tokenizer.get_vocab().items())), str(sorted(model.end_ids))]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def _size(model: ChatModel) -> int:

@@ -41,6 +41,11 @@ def identity(model: ChatModel) -> str:
     return digest(parts)
 
 
+def asked_through(model: ChatModel) -> str:
+    """Return a hash over what stands between text and network: tokenizer, chat template, and the tokens that end a turn."""
+    return digest({"tokenizer": _tokenizer(model), "ends": sorted(model.end_ids)})
+
+
 def has_hooks(model: ChatModel) -> bool:
     """Return whether a module has a hook, whose doings no hash can tell."""
     return any(m._forward_hooks or m._forward_pre_hooks for m in model.network.modules())
