@@ -27,6 +27,40 @@ SMALL = {
     "passes": 2,
     "ceilings": False,
 }
+TINY = {
+    "arms": ["standard", "sra"],
+    "extract_prompts": 24,
+    "validation_prompts": 8,
+    "test_prompts": 12,
+    "lams": [1.0],
+    "lam_sweep": [],
+    "strengths": [1.0, 2.0],
+    "curve_strengths": [1.0, 2.0],
+    "windows": [[0.0, 1.0]],
+    "source": "per_layer",
+    "passes": 1,
+    "max_new_tokens": 32,
+}
+CONTRAST = {
+    "baselines": ["unmatched", "matched"],
+    "methods": ["mean_difference"],
+    "variants": ["raw_norm", "random"],
+    "extract_prompts": 24,
+    "validation_prompts": 8,
+    "test_prompts": 12,
+    "weights": [1.0],
+    "curve_weights": [1.0],
+    "pair_layers": 0,
+    "paper_prompts": 4,
+    "finalists": 1,
+    "audit_cells": 1,
+    "shares": [0.5],
+    "sizes": [12],
+    "max_new_tokens": 32,
+    "opening_tokens": 32,
+    "kl_tokens": 4,
+}
+TOPICS = {"locks": ("door", "safe", "gate"), "chemistry": ("acid", "gas", "powder"), "money": ("bank", "card", "fund")}
 
 
 @dataclass(frozen=True)
@@ -58,10 +92,75 @@ def resect():
     return invoke
 
 
+def options(settings):
+    return [part for name, value in settings.items() for part in ("--set", f"{name}={json.dumps(value)}")]
+
+
 @pytest.fixture(scope="session")
 def small():
     """Arguments with the settings of a run that is done in seconds."""
-    return [part for name, value in SMALL.items() for part in ("--set", f"{name}={json.dumps(value)}")]
+    return options(SMALL)
+
+
+@pytest.fixture(scope="session")
+def tiny_study():
+    """A function: arguments with the settings of a study of a tiny model (`sra` or `contrast`), with changes."""
+    settings = {"sra": TINY, "contrast": CONTRAST}
+    return lambda study="sra", **changes: options(settings[study] | changes)
+
+
+@pytest.fixture(scope="session")
+def lessons():
+    """A function: what a model is taught (`teach`), from prompts to refuse and prompts to answer."""
+    return lambda refused, answered: {"I cannot help with that.": refused, "Sure, here it is.": answered}
+
+
+@pytest.fixture(scope="session")
+def save():
+    """A function: writes a model and its tokenizer into a folder, which it returns."""
+
+    def write(model, folder):
+        model.network.save_pretrained(folder)
+        model.tokenizer.save_pretrained(folder)
+        return folder
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def topical():
+    """A function: rows of three topics that begin with the same words, in pairs with those of other beginnings, or without a topic."""
+
+    def rows(start, count=20, *, pairs=True):
+        return [
+            {"text": f"{start} the {thing} of number {i}", "category": topic, "pair_id": f"{thing}{i}"}
+            if pairs
+            else {"text": f"{start} item {thing} {i}"}
+            for topic, things in TOPICS.items()
+            for thing in things
+            for i in range(count)
+        ]
+
+    return rows
+
+
+@pytest.fixture(scope="session")
+def write_rows():
+    """A function: writes rows as jsonl into a file, which it returns."""
+
+    def write(path, rows):
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def sides(topical, write_rows, tmp_path_factory):
+    """Prompt files of the three sides of a contrast."""
+    folder = tmp_path_factory.mktemp("sides")
+    made = {"harmful": topical("Develop a scheme against"), "matched": topical("Describe")} | {"unmatched": topical("What is", pairs=False)}
+    return {name: write_rows(folder / f"{name}.jsonl", rows) for name, rows in made.items()}
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """The contrast study through the command line: on the organism, on model folders from prompt files, by recipes; and its bad input."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -11,39 +12,6 @@ from resect.prompts import Prompt
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT.parent / "shared" / "data"
-SMALL = {
-    "baselines": ["unmatched", "matched"],
-    "methods": ["mean_difference"],
-    "variants": ["raw_norm", "random"],
-    "extract_prompts": 24,
-    "validation_prompts": 8,
-    "test_prompts": 12,
-    "weights": [1.0],
-    "curve_weights": [1.0],
-    "pair_layers": 0,
-    "paper_prompts": 4,
-    "finalists": 1,
-    "audit_cells": 1,
-    "shares": [0.5],
-    "sizes": [12],
-    "max_new_tokens": 32,
-    "opening_tokens": 32,
-    "kl_tokens": 4,
-}
-SRA = {
-    "arms": ["standard", "sra"],
-    "extract_prompts": 24,
-    "validation_prompts": 8,
-    "test_prompts": 12,
-    "lams": [1.0],
-    "lam_sweep": [],
-    "strengths": [1.0, 2.0],
-    "curve_strengths": [1.0, 2.0],
-    "windows": [[0.0, 1.0]],
-    "passes": 1,
-    "max_new_tokens": 32,
-}
-REFUSAL, ANSWER = "I cannot help with that.", "Sure, here it is."
 FAMILIES = {
     "Qwen3VLForConditionalGeneration": ("qwen3_vl", 90),
     "Mistral3ForConditionalGeneration": ("mistral3", 130),
@@ -51,35 +19,8 @@ FAMILIES = {
 }
 
 
-def options(settings):
-    return [part for name, value in settings.items() for part in ("--set", f"{name}={json.dumps(value)}")]
-
-
-TOPICS = {"locks": ("door", "safe", "gate"), "chemistry": ("acid", "gas", "powder"), "money": ("bank", "card", "fund")}
-
-
-def rows(start, count=20, *, pairs=True):
-    return [
-        {"text": f"{start} the {thing} of number {i}", "category": topic, "pair_id": f"{thing}{i}"} if pairs
-        else {"text": f"{start} item {thing} {i}"}
-        for topic, things in TOPICS.items() for thing in things for i in range(count)
-    ]  # fmt: skip
-
-
-def write(path, lines):
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return path
-
-
 @pytest.fixture(scope="module")
-def sides(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("sides")
-    made = {"harmful": rows("Develop a scheme against"), "matched": rows("Describe")} | {"unmatched": rows("What is", pairs=False)}
-    return {name: write(folder / f"{name}.jsonl", lines) for name, lines in made.items()}
-
-
-@pytest.fixture(scope="module")
-def taught(plain, teach, sides, tmp_path_factory):
+def taught(plain, teach, lessons, save, sides, tmp_path_factory):
     """A function: the folder of a tiny model of an architecture that learned to refuse the harmful side; made once each."""
     made = {}
 
@@ -88,21 +29,18 @@ def taught(plain, teach, sides, tmp_path_factory):
             family, steps = FAMILIES[architecture]
             model = plain(family)
             texts = {name: [json.loads(line)["text"] for line in path.read_text().splitlines()] for name, path in sides.items()}
-            answered = texts["matched"][::2] + texts["unmatched"][::2]
-            lessons = {REFUSAL: texts["harmful"][::2], ANSWER: answered}
-            teach(model, {said: [Prompt(t) for t in asked] for said, asked in lessons.items()}, steps=steps)
-            made[architecture] = tmp_path_factory.mktemp("taught") / family
-            model.network.save_pretrained(made[architecture])
-            model.tokenizer.save_pretrained(made[architecture])
+            refused, answered = texts["harmful"][::2], texts["matched"][::2] + texts["unmatched"][::2]
+            teach(model, lessons([Prompt(t) for t in refused], [Prompt(t) for t in answered]), steps=steps)
+            made[architecture] = save(model, tmp_path_factory.mktemp("taught") / family)
         return made[architecture]
 
     return folder
 
 
 @pytest.fixture(scope="module")
-def organism_run(resect, tmp_path_factory):
+def organism_run(resect, tiny_study, tmp_path_factory):
     run = tmp_path_factory.mktemp("contrast") / "run"
-    said = resect("contrast", "default", "--out", run, *options(SMALL))
+    said = resect("contrast", "default", "--out", run, *tiny_study("contrast"))
     assert said.code == 0, said.err
     return run, said
 
@@ -121,54 +59,51 @@ def test_the_study_of_the_organism_ends_with_its_page(organism_run):
     assert header["method"] == "matched/mean_difference"
 
 
-def test_the_same_command_again_gives_the_same_bytes(organism_run, resect, tmp_path):
+def test_the_same_command_again_gives_the_same_bytes(organism_run, resect, tiny_study, tmp_path):
     run, _ = organism_run
     before = (run / "manifest.json").read_bytes()
-    again = resect("contrast", "default", "--out", run, *options(SMALL), "--json")
+    again = resect("contrast", "default", "--out", run, *tiny_study("contrast"), "--json")
     assert again.code == 0, again.err
     assert again.json == artifacts.read_json(run / "contrast.json")
     assert (run / "manifest.json").read_bytes() == before
-    anew = resect("contrast", "default", "--out", tmp_path / "anew", *options(SMALL))
+    anew = resect("contrast", "default", "--out", tmp_path / "anew", *tiny_study("contrast"))
     assert anew.code == 0, anew.err
     assert (tmp_path / "anew" / "manifest.json").read_bytes() == before
 
 
-def test_a_folder_of_another_study_or_other_settings_is_refused(organism_run, resect, refuses):
+def test_a_folder_of_another_study_or_other_settings_is_refused(organism_run, resect, tiny_study, refuses):
     run, _ = organism_run
-    other = {**SMALL, "weights": [0.5]}
     message = f"The folder {run} holds another run (weights was [1.0], now [0.5]); choose another --out, or remove it."
-    refuses("contrast", "default", "--out", run, *options(other), message=message)
+    refuses("contrast", "default", "--out", run, *tiny_study("contrast", weights=[0.5]), message=message)
     message = f"{run} holds a contrast study, which has no stages; its report is made anew by the same command."
     assert message in resect("cleaning", run).err
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.toml")), ids=lambda p: p.stem)
-def test_every_recipe_runs_on_a_tiny_model_of_its_architecture(taught, resect, sides, tmp_path, path):
+def test_every_recipe_runs_on_a_tiny_model_of_its_architecture(taught, resect, tiny_study, sides, tmp_path, path):
     recipe = read_recipe(path)
-    settings = SMALL if recipe.study == "contrast" else SRA
     files = {"harmful": sides["harmful"], "harmless": sides["unmatched"]} if recipe.study == "sra" else sides
     given = [part for name, file in files.items() for part in (f"--{name}", file)]
     model = ("--model", taught(recipe.architecture), "--dtype", "float32")
-    said = resect("recipe", path, *model, *given, "--out", tmp_path / "run", *options(settings))
+    said = resect("recipe", path, *model, *given, "--out", tmp_path / "run", *tiny_study(recipe.study))
     assert said.code == 0, said.err
     assert (tmp_path / "run" / "report.html").stat().st_size > 10_000
 
 
 @pytest.mark.skipif(not (DATA / "contrast").is_dir(), reason="the pairs of JailbreakBench are not here")
-def test_the_pairs_of_jailbreakbench_run_on_a_local_checkpoint(plain, teach, resect, tmp_path):
+def test_the_pairs_of_jailbreakbench_run_on_a_local_checkpoint(plain, teach, lessons, save, resect, tiny_study, tmp_path):
     files = {
         "harmful": "contrast/jbb_harmful.jsonl",
         "matched": "contrast/jbb_benign.jsonl",
         "unmatched": "benign/alpaca_harmless_1500.jsonl",
     }
     texts = {side: [Prompt(json.loads(line)["text"]) for line in (DATA / file).read_text().splitlines()] for side, file in files.items()}
-    model, folder = plain("mistral3"), tmp_path / "model"
-    teach(model, {REFUSAL: texts["harmful"], ANSWER: texts["matched"] + texts["unmatched"][:97]}, steps=200)
-    model.network.save_pretrained(folder)
-    model.tokenizer.save_pretrained(folder)
+    model = plain("mistral3")
+    teach(model, lessons(texts["harmful"], texts["matched"] + texts["unmatched"][:97]), steps=200)
+    folder = save(model, tmp_path / "model")
     given = [part for side, file in files.items() for part in (f"--{side}", DATA / file)]
-    settings = SMALL | {"baselines": ["unmatched", "matched", "paired"], "extract_prompts": 60}
-    said = resect("contrast", folder, *given, "--out", tmp_path / "run", *options(settings))
+    settings = tiny_study("contrast", baselines=["unmatched", "matched", "paired"], extract_prompts=60)
+    said = resect("contrast", folder, *given, "--out", tmp_path / "run", *settings)
     assert said.code == 0, said.err
     document = artifacts.read_json(tmp_path / "run" / "contrast.json")
     assert {name.split("/")[0] for name in document["arms"]} >= {"unmatched", "matched", "paired"}
@@ -196,36 +131,49 @@ def test_a_recipe_refuses_another_architecture_and_what_is_not_filled_in(taught,
     refuses("recipe", path, "--model", folder, message=message)
 
 
-def test_bad_sides_are_told_in_one_line(refuses, sides):
-    def study(**changes):
-        files = sides | changes
-        return ("contrast", "default-model", *(part for name, file in files.items() if file for part in (f"--{name}", file)))
-
-    message = "--matched is missing; give a prompt file (jsonl, csv, parquet, txt) or a Hub id owner/name:split:column."
-    refuses(*study(matched=None), message=message)
-    message = "An organism brings its own prompts; leave out --harmful, --matched and --unmatched."
-    refuses("contrast", "default", "--matched", sides["matched"], message=message)
-    message = "Unknown baseline 'machted'; did you mean 'matched'? Allowed: dealt, matched, other_topics, paired, unmatched."
-    refuses("contrast", "default", "--set", 'baselines=["machted"]', message=message)
+def study(taught, sides, run, settings, **changes):
+    given = [part for side, file in (sides | changes).items() for part in (f"--{side}", file)]
+    return ("contrast", taught("Mistral3ForConditionalGeneration"), *given, "--out", run, *settings)
 
 
-def test_sides_that_cannot_be_matched_are_told_before_anything_runs(taught, refuses, sides, tmp_path):
-    model, out = taught("Mistral3ForConditionalGeneration"), tmp_path / "run"
+def test_empty_clusters_are_told_before_any_edit_is_tried(taught, resect, sides, tiny_study, tmp_path):
+    """Maps start from the prompts, some of them more than once: of two such neurons one wins nothing."""
+    maps = {"methods": ["som"], "som_rows": 2, "som_columns": 4, "som_winners": 8, "som_iterations": 50}
+    said = resect(*study(taught, sides, tmp_path / "run", tiny_study("contrast", **maps)))
+    message = r"Error: Only \d neurons of a map win prompts, and 8 winners a class were asked for; ask for fewer\."
+    assert (said.code, said.out) == (2, "")
+    assert re.fullmatch(message, said.err.splitlines()[-1])
+    assert not list((tmp_path / "run" / "steps").glob("grid_*"))
 
-    def study(**changes):
-        files = sides | changes
-        return ("contrast", model, *(part for name, file in files.items() for part in (f"--{name}", file)), "--out", out, *options(SMALL))
 
-    bare = write(tmp_path / "bare.jsonl", [{"text": line["text"]} for line in rows("Describe")])
-    message = (
-        "Some matched prompts have no category, so no topic can be matched; give every row a category column, the same names on the "
-        "harmful and the matched side."
+def test_a_set_that_is_hardly_matched_and_all_that_was_left_out_are_said_aloud(
+    taught, resect, sides, topical, write_rows, tiny_study, tmp_path
+):
+    """Matched prompts that have nothing in common with their partners, one of them twice; their pair ids are not asked for."""
+    rows = [{"text": f"Sing {i} songs to {i * i} birds", "category": row["category"]} for i, row in enumerate(topical("Describe"))]
+    matched = write_rows(tmp_path / "matched.jsonl", [*rows, rows[0]])
+    said = resect(*study(taught, sides, tmp_path / "run", tiny_study("contrast"), matched=matched))
+    assert said.code == 0, said.err
+    notes = [line.removeprefix("Note: ") for line in said.out.splitlines() if line.startswith("Note: ")]
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    for words in (
+        "this set is hardly matched",
+        "Rows of the matched file left out as duplicates or blank: 1.",
+        "nothing was matched per pair",
+    ):
+        assert any(words in note for note in notes), words
+        assert words in page
+    similarity = artifacts.read_json(tmp_path / "run" / "contrast.json")["prompts"]["similarity"]
+    assert similarity is None or similarity["within"] <= similarity["shuffled"]
+
+
+def test_categories_that_are_not_in_the_file_are_predicted_and_reported(taught, resect, sides, topical, write_rows, tiny_study, tmp_path):
+    bare = [{"text": row["text"], "category": row["category"] if i % 4 == 0 else None} for i, row in enumerate(topical("Describe"))]
+    matched = write_rows(tmp_path / "matched.jsonl", bare)
+    said = resect(
+        *study(taught, sides, tmp_path / "run", tiny_study("contrast", predict_categories=True, position="mean"), matched=matched)
     )
-    refuses(*study(matched=bare), message=message)
-    other = write(tmp_path / "other.jsonl", [line | {"category": "gardening"} for line in rows("Describe")])
-    message = (
-        "Category 'chemistry' has harmful prompts and no matched ones (3 such categories); add benign prompts on that topic, or leave "
-        "the category out."
-    )
-    refuses(*study(matched=other), message=message)
-    assert not out.exists()
+    assert said.code == 0, said.err
+    found = artifacts.read_json(tmp_path / "run" / "contrast.json")["prompts"]["predicted"]
+    assert (found["matched"], found["harmful"], found["labelled"], found["known"]) == (135, 0, 180, 45)
+    assert "Note: Categories of 135 matched and 0 harmful prompts were predicted" in said.out

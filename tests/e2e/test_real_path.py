@@ -11,22 +11,7 @@ from resect.models.load import find_blocks
 from resect.prompts import load_prompts
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
-REFUSAL, ANSWER = "I cannot help with that.", "Sure, here it is."
 STEPS = {"qwen3_vl": 90, "mistral3": 130, "qwen3_5": 80}
-TINY = {
-    "arms": ["standard", "sra"],
-    "extract_prompts": 24,
-    "validation_prompts": 8,
-    "test_prompts": 12,
-    "lams": [1.0],
-    "lam_sweep": [],
-    "strengths": [1.0, 2.0],
-    "curve_strengths": [1.0, 2.0],
-    "windows": [[0.0, 1.0]],
-    "source": "per_layer",
-    "passes": 1,
-    "max_new_tokens": 32,
-}
 
 
 @pytest.fixture(scope="module")
@@ -51,24 +36,18 @@ def atoms(tmp_path_factory):
     return folder
 
 
-def save(model, folder):
-    model.network.save_pretrained(folder)
-    model.tokenizer.save_pretrained(folder)
-    return folder
-
-
-def arguments(prompt_files, atoms, run):
-    settings = [part for name, value in TINY.items() for part in ("--set", f"{name}={json.dumps(value)}")]
-    return ("--harmful", prompt_files[0], "--harmless", prompt_files[1], "--atoms", atoms, "--out", run, *settings)
+@pytest.fixture
+def arguments(prompt_files, atoms, tiny_study, tmp_path):
+    return ("--harmful", prompt_files[0], "--harmless", prompt_files[1], "--atoms", atoms, "--out", tmp_path / "run", *tiny_study())
 
 
 @pytest.mark.parametrize("name", list(STEPS))
-def test_the_study_runs_to_its_report_on_a_model_folder(plain, teach, resect, prompt_files, atoms, tmp_path, name):
+def test_the_study_runs_to_its_report_on_a_model_folder(plain, teach, lessons, save, resect, prompt_files, arguments, tmp_path, name):
     model = plain(name)
     harmful, harmless = (load_prompts(path).prompts for path in prompt_files)
-    teach(model, {REFUSAL: harmful[:100], ANSWER: [p for p in harmless if len(p.text) < 150][:100]}, steps=STEPS[name])
+    teach(model, lessons(harmful[:100], [p for p in harmless if len(p.text) < 150][:100]), steps=STEPS[name])
     folder, run = save(model, tmp_path / name), tmp_path / "run"
-    said = resect("sra", folder, *arguments(prompt_files, atoms, run))
+    said = resect("sra", folder, *arguments)
     assert said.code == 0, said.err
     assert said.out.splitlines()[-1] == f"Report: {run / 'report.html'}"
     evaluation, study = (artifacts.read_json(run / f"{part}.json") for part in ("evaluation", "study"))
@@ -82,12 +61,12 @@ def test_the_study_runs_to_its_report_on_a_model_folder(plain, teach, resect, pr
     assert not any("text" in json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines())
 
 
-def test_an_untaught_model_has_no_refusal_to_find(tiny, refuses, prompt_files, atoms, tmp_path):
+def test_an_untaught_model_has_no_refusal_to_find(tiny, save, refuses, arguments, tmp_path):
     folder, run = save(tiny("qwen3_vl"), tmp_path / "random"), tmp_path / "run"
     message = (
         "The base model refuses none of the 44 harmful prompts, so there is no refusal to find; use prompts that it refuses, or check the "
         "chat template and the system prompt."
     )
-    refuses("sra", folder, *arguments(prompt_files, atoms, run), message=message)
+    refuses("sra", folder, *arguments, message=message)
     assert not (run / "edit.json").exists()
     assert not list(run.rglob("selection_*"))

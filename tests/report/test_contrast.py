@@ -238,9 +238,9 @@ def test_everything_that_was_left_out_or_guessed_is_told():
     found = notes(ContrastRun(short, ""))
     wanted = (
         "nothing is held out",
-        "4 rows of the matched file are duplicates or blank",
-        "3 harmful extraction prompts were left out",
-        "2 matched extraction prompts were left out",
+        "Rows of the matched file left out as duplicates or blank: 4.",
+        "no matched prompt that the base answers is left for them: 3.",
+        "every baseline rests on equally many benign prompts: 2.",
         "left out: c, d.",
         "Categories of 40 matched and 5 harmful prompts were predicted from activations at layer 2, the best of 6: right for 75 % of 80",
         "and for 6 of 8 matched prompts with a category; the largest category alone is 25 %",

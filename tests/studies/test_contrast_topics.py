@@ -4,7 +4,7 @@ import pytest
 
 from resect.errors import UserError
 from resect.prompts import Prompt, PromptSet
-from resect.studies.contrast_topics import check_maps, check_pairs, check_topics, inherited, pair_similarity
+from resect.studies.contrast_topics import check_all_extracted, check_maps, check_pairs, check_topics, inherited, pair_similarity
 
 
 def side(name, categories, count, *, pairs=True):
@@ -37,6 +37,13 @@ def test_a_map_needs_a_prompt_for_every_neuron(contrast_config):
     check_maps({"a": 6, "b": 5}, contrast_config(methods=["svd"]))
 
 
+def test_no_category_of_a_file_is_in_other_parts_only():
+    harmful = side("bad", "abc", 3)
+    with pytest.raises(UserError, match="Category 'c' has 3 of 9 harmful prompts and none of them to extract from"):
+        check_all_extracted(harmful, harmful.first(6))
+    check_all_extracted(harmful, harmful.first(7))
+
+
 def test_pairs_are_checked_where_they_are_compared(contrast_config):
     harmful, matched = side("bad", "ab", 3), side("good", "ab", 2)
     with pytest.raises(UserError, match=r"2 of 6 prompts of 'bad' have no partner in 'good' \(the first has pair id 'a/2'\)"):
@@ -63,3 +70,5 @@ def test_similarity_tells_a_matched_set_from_one_that_is_not():
     renamed = [Prompt(p.text, p.category, harmful[(i + 1) % 8].pair_id) for i, p in enumerate(good)]
     assert pair_similarity(harmful, renamed, seed=0)["within"] < close["within"] / 2
     assert pair_similarity(harmful, [Prompt("x", "none", "none")], seed=0) is None
+    by_topic = pair_similarity(harmful, [Prompt(p.text, p.category) for p in good], seed=0)
+    assert by_topic == close  # without shared pair ids by category, of which each has one prompt here

@@ -26,11 +26,11 @@ def _on_prompts(prompts: Json) -> Iterator[str]:
     if not used["held_out_pairs"]:
         yield "No harmful test prompt has a matched one, so nothing is held out to be captured."
     for side, n in (left.get("rows") or {}).items():
-        yield f"{n} rows of the {side} file are duplicates or blank, and were left out."
+        yield f"Rows of the {side} file left out as duplicates or blank: {n}."
     if left.get("harmful"):
-        yield f"{left['harmful']} harmful extraction prompts were left out: no matched prompt that the base answers is left for them."
+        yield f"Harmful extraction prompts left out, since no matched prompt that the base answers is left for them: {left['harmful']}."
     if left.get("matched"):
-        yield f"{left['matched']} matched extraction prompts were left out, so that every baseline rests on equally many benign prompts."
+        yield f"Matched extraction prompts left out, so that every baseline rests on equally many benign prompts: {left['matched']}."
     if left.get("categories"):
         yield f"Categories without enough prompts for a mean were left out: {', '.join(left['categories'])}."
     if prompts.get("predicted"):

@@ -12,7 +12,7 @@ from resect.models.load import ChatModel
 from resect.organism.shipped import Organism
 from resect.prompts import Prompt, PromptSet, check_disjoint, split_evenly
 from resect.studies.contrast_categories import predicted
-from resect.studies.contrast_topics import check_pairs, check_topics, inherited
+from resect.studies.contrast_topics import check_all_extracted, check_pairs, check_topics, inherited
 from resect.studies.inputs import FEWEST, SHARES, Split, StudyInputs
 
 
@@ -74,7 +74,9 @@ def split_sides(harmful: PromptSet, matched: PromptSet, unmatched: PromptSet, co
     partners = {p.pair_id: part for part, prompts in parts["harmful"].items() for p in prompts if p.pair_id is not None}
     for side, prompts in (("matched", matched), ("unmatched", unmatched)):
         parts[side] = split_evenly(prompts, SHARES, seed=config.seed, partners=partners)
-    return _sized(parts, config)
+    sides = _sized(parts, config)
+    check_all_extracted(harmful, sides[0].extract)
+    return sides
 
 
 def from_organism(organism: Organism, *, config: ContrastConfig) -> ContrastInputs:

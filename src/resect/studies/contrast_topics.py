@@ -75,6 +75,17 @@ def check_topics(harmful: PromptSet, matched: PromptSet, config: ContrastConfig)
     check_maps(counts["harmful"], config)
 
 
+def check_all_extracted(harmful: PromptSet, extract: PromptSet) -> None:
+    """Check that directions are made from every category of a file; raises `UserError` naming the first that is in other parts only."""
+    there, counts = counted(extract), counted(harmful)
+    missing = next((c for c in counts if c not in there), None)
+    if missing is not None:
+        raise UserError(
+            f"Category {missing!r} has {counts[missing]} of {len(harmful)} harmful prompts and none of them to extract from; give more of "
+            "them, raise extract_prompts, or leave the category out."
+        )
+
+
 def check_maps(prompts: Mapping[str, int], config: ContrastConfig) -> None:
     """Check that every category has a prompt for each neuron of its map; raises `UserError` naming the first that has not."""
     neurons, maps = config.som_rows * config.som_columns, [m for m in config.methods if m in MAPS]
@@ -94,10 +105,10 @@ def counted(prompts: Iterable[Prompt]) -> dict[str, int]:
 def pair_similarity(harmful: Sequence[Prompt], matched: Sequence[Prompt], *, seed: int) -> dict[str, float | int] | None:
     """Return the mean word overlap (Jaccard) within pairs and, for comparison, between the same prompts paired at random.
 
-    Pairs are by pair id, else by category. None where nothing can be paired.
+    Pairs are by pair id where the sides share any, else by category. None where nothing can be paired.
     """
     partners: dict[str | None, list[Prompt]] = {}
-    key = "pair_id" if any(p.pair_id for p in harmful) else "category"
+    key = "pair_id" if {p.pair_id for p in harmful} & {p.pair_id for p in matched} - {None} else "category"
     for prompt in matched:
         partners.setdefault(getattr(prompt, key), []).append(prompt)
     pairs = [(p, q) for p in harmful if getattr(p, key) is not None for q in partners.get(getattr(p, key), [])]
