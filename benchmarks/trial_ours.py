@@ -155,11 +155,12 @@ class Task:
 
     def together(self, plans: Sequence[EditPlan]) -> list[Score]:
         """Score all candidates in one batch, each row with its own edit, by the peer's rule."""
-        start, prompts, n = time.perf_counter(), list(self.harmful) * len(plans), len(self.harmful)
+        (drafts, _), prompts, n = self.memory(), list(self.harmful) * len(plans), len(self.harmful)
+        start = time.perf_counter()
         with applied_rows(self.model, self.writers, [p for p in plans for _ in self.harmless]) as rows:
             logprobs = next_token_logprobs(self.model, list(self.harmless) * len(plans), edits=rows).split(len(self.harmless))
         with applied_rows(self.model, self.writers, [p for p in plans for _ in self.harmful]) as rows:
-            options = {"stop": self.stop, "drafts": self.memory()[0], "edits": rows}
+            options = {"stop": self.stop, "drafts": drafts, "edits": rows}
             said = respond(self.model, prompts, max_new_tokens=self.settings.tokens, batch_tokens=1 << 16, **options)
         kls = [float(kl_first_token(self.base, rows).mean()) for rows in logprobs]
         counts = [self.refusals(self.harmful, said[i * n : (i + 1) * n]) for i in range(len(plans))]
