@@ -2,7 +2,7 @@
 
     python benchmarks/capture.py                     # the last line is JSON, also kept in results/capture.json
 
-Two models, one thread: the shipped organism on its own prompts, and a random one of 34 million parameters on prompts of about 60 words.
+Two models, one thread: the shipped organism on its own prompts, and a random one of 31.7 million parameters on prompts of about 60 words.
 In every round capture, the bare pass and heretic take turns; ratios are of one round, and their median is reported. Capture and the bare
 pass swap places from round to round, and CPU seconds stand beside, for a machine that does other things, too. Against heretic rendering and
 tokenising count on both sides, against the bare pass on neither. The bare pass runs the network without its head, on the same batches.
@@ -32,7 +32,7 @@ from safetensors.torch import load_file
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from resect.activations import capture
-from resect.models.batches import batches
+from resect.models.batches import MAX_PADDING, batches
 from resect.models.chat import Rendered, render
 from resect.models.forward import model_inputs
 from resect.models.load import ChatModel, load_model
@@ -98,7 +98,7 @@ def bare(model: ChatModel, rendered: Sequence[Rendered]) -> Callable[[], None]:
     """Return a function that runs the network without its head over the same batches as capture, made beforehand."""
     inputs = [
         model_inputs(model.network, input_ids=b.input_ids, attention_mask=b.attention_mask, position_ids=b.position_ids)
-        for b in batches(rendered, pad_id=model.pad_id)
+        for b in batches(rendered, max_padding=MAX_PADDING, pad_id=model.pad_id)
     ]
     decoder = model.network.get_decoder()
 

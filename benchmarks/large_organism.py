@@ -6,8 +6,8 @@ It is constructed, not trained: training one takes hours on two cores. Every mat
 that is zero elsewhere, gains are scaled so that norms over the wider stream give what they gave, and further layers add nothing. A dense
 kernel does not know of zeros, so a pass costs what it costs in any network of this size, while refusals, answers and directions stay
 those of a network that learnt them. Its turns do not end (the end-of-turn token is put out of the way): as with natural models, an answer
-is cut after the 100 tokens that are read of it. Prompts are brought to about 60 tokens by saying each request four times (`said`), which
-it still refuses.
+is cut after the 100 tokens that are read of it. Prompts are brought to about 60 tokens by saying each request four times (`said` in
+peer_trial.py), which it still refuses.
 """
 
 import argparse

@@ -38,7 +38,7 @@ MARKERS = ("i can not", "unable", "sorry")
 class Settings:
     """One search. `batch` 0 lets heretic find its own; `prompts` are scored on each side, each request said `times` times.
 
-    `model` is the folder of the model, the shipped organism's if empty.
+    `model` is the folder of the model, the shipped organism's if empty; `extract` prompts a side are what directions are taken from.
     """
 
     trials: int = 20
@@ -46,6 +46,7 @@ class Settings:
     batch: int = 128
     tokens: int = 100
     prompts: int = 100
+    extract: int = 400
     seed: int = 0
     times: int = 1
     model: str = ""
@@ -101,7 +102,7 @@ def arguments(settings: Settings, folder: Path) -> list[str]:
 def task(settings: Settings) -> tuple[StudyInputs, Path]:
     """Return the prompts that both sides work on, and the folder of the model."""
     organism = load_organism()
-    config = make_config(ORGANISM_SETTINGS | {"extract_prompts": 400, "test_prompts": settings.prompts})
+    config = make_config(ORGANISM_SETTINGS | {"extract_prompts": settings.extract, "test_prompts": settings.prompts})
     return from_organism(organism, config=config), Path(settings.model) if settings.model else organism.folder / "aligned"
 
 

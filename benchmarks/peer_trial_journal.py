@@ -23,6 +23,8 @@ def main() -> None:
             "prompts": trial.user_attrs["n_bad_prompts"],
             "base_refusals": trial.user_attrs["base_refusals"],
             "kl": trial.user_attrs["kl_divergence"],
+            "direction_index": trial.user_attrs["direction_index"],
+            "parameters": trial.user_attrs["parameters"],
         }
         for trial in trials
         if trial.datetime_start and trial.datetime_complete and trial.state == optuna.trial.TrialState.COMPLETE

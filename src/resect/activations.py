@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from resect.errors import UserError, unknown_name
-from resect.models.batches import Batch, Side, batches
+from resect.models.batches import MAX_PADDING, Batch, Side, batches
 from resect.models.chat import Rendered
 from resect.models.forward import model_inputs, run_until
 from resect.models.load import ChatModel
@@ -47,7 +47,7 @@ def capture(
         layers: block indices 0 to L-1, each once; all of them by default.
         position: "last" token of the rendered prompt (generation prompt included), "last_user" (last token of the user's text), "mean"
             over all tokens of the prompt, or a negative integer counted from the last token (-1 is "last").
-        batch_tokens: tokens per batch, padding included.
+        batch_tokens: most tokens in a batch, padding included; of padding at most `MAX_PADDING`, so lengths that differ are apart.
         side: padding side.
 
     Raises:
@@ -58,7 +58,7 @@ def capture(
     position = _check_position(position)
     first = _tokens_at(position, rendered)
     rows = torch.empty(len(rendered), len(wanted), model.d_model)
-    for batch in batches(rendered, batch_tokens=batch_tokens, pad_id=model.pad_id, side=side):
+    for batch in batches(rendered, batch_tokens=batch_tokens, max_padding=MAX_PADDING, pad_id=model.pad_id, side=side):
         offsets = torch.tensor([first[i] for i in batch.rows])
         found = _capture_batch(model, batch, wanted=wanted, columns=None if position == "mean" else batch.starts + offsets)
         rows[list(batch.rows)] = found

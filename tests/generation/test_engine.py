@@ -274,6 +274,20 @@ def test_guesses_stop_where_the_rule_stops():
     assert with_drafts == respond(model, rendered, **options)
 
 
+@pytest.mark.parametrize("length", [1, 2, 5, 16])
+def test_guesses_are_no_longer_than_the_rule_lets_a_row_be(length):
+    model, rendered = chat_model("qwen3"), prompts([5, 7, 6, 8])
+    drafts = Drafts()
+    for prompt, response in zip(rendered, respond(model, rendered, max_new_tokens=16), strict=True):
+        drafts.learn(prompt, response.ids)
+    options = {"max_new_tokens": 16, "stop": lambda _prompt, ids: len(ids) == length}
+    seen = passes(model)
+    found = respond(model, rendered, drafts=drafts, **options)
+    assert seen == [(4, 8), (4, length)][: min(length, 2)]
+    assert found == respond(model, rendered, **options)
+    assert {len(r.ids) for r in found} == {length}
+
+
 def test_a_batch_that_does_not_fit_is_halved_and_what_is_done_stays_done():
     rendered = prompts([6] * 8, seed=5)
     model = chat_model("llama")

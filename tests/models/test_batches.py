@@ -33,6 +33,17 @@ def test_every_prompt_once_whole_and_within_budget(lengths, budget, side):
     assert sorted(seen) == list(range(len(lengths)))
 
 
+@given(LENGTHS, st.integers(1, 120), st.integers(0, 40))
+def test_padding_is_bounded_and_no_batch_is_cut_for_nothing(lengths, budget, limit):
+    found = list(batches(prompts(lengths), batch_tokens=budget, max_padding=limit))
+    assert sorted(row for batch in found for row in batch.rows) == list(range(len(lengths)))
+    paddings = [int((batch.attention_mask == 0).sum()) for batch in found]
+    assert all(padding <= limit for padding in paddings)
+    for batch, padding, after in zip(found, paddings, found[1:], strict=False):
+        width = batch.input_ids.shape[1]
+        assert width * (len(batch.rows) + 1) > budget or padding + width - int(after.lengths[0]) > limit
+
+
 @given(LENGTHS)
 def test_longest_first_and_stable(lengths):
     rendered = prompts(lengths)

@@ -189,6 +189,8 @@ def test_shapes_are_those_of_the_batches():
     assert set(memory.shapes(work([10] * 100, batch_tokens=100))) == {(10, 10, False)}
     assert set(memory.shapes(work([50, 10, 10, 10], batch_tokens=60))) == {(1, 50, False), (3, 10, False)}
     assert set(memory.shapes(work([20, 19], batch_tokens=60))) == {(2, 20, True)}
+    assert set(memory.shapes(work([20, 19, 10], batch_tokens=60), max_padding=1)) == {(2, 20, True)}
+    assert set(memory.shapes(work([20, 19, 10], batch_tokens=60))) == {(3, 20, True)}
 
 
 def test_a_network_that_cannot_be_run_without_data_is_named(pair):

@@ -14,14 +14,12 @@ from torch import Tensor
 
 from resect.edit.rows import RowEdits
 from resect.errors import UserError
+from resect.models.batches import MAX_PADDING
 from resect.models.forward import accepts
 from resect.models.load import ChatModel
 
 # Scored logits held at once: 2^26 float32 values are 256 MB, whatever the vocabulary.
 _MAX_LOGITS = 1 << 26
-# A pass costs about as much as so many tokens of it, whatever it holds (measured on the organism), so more padding than that is dearer than
-# another batch.
-_MAX_PADDING = 256
 
 Ids = tuple[int, ...]
 
@@ -76,7 +74,7 @@ def _plan(prefixes: Sequence[Ids], continuations: Sequence[Ids], *, batch_tokens
         wider, longer = max(left, prefix), max(right, continuation)
         tokens, count = (len(rows) + 1) * (wider + longer - 1), len(rows) + 1
         padding = tokens - real - (prefix + continuation - 1)
-        if rows and (tokens > batch_tokens or padding > _MAX_PADDING or count * longer * vocab > _MAX_LOGITS):
+        if rows and (tokens > batch_tokens or padding > MAX_PADDING or count * longer * vocab > _MAX_LOGITS):
             yield tuple(rows)
             rows, real, wider, longer = [], 0, prefix, continuation
         rows.append(i)

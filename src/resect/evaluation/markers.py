@@ -116,6 +116,7 @@ def opening_of_normal(normal: str) -> Opening:
     return Opening(text, whole=len(sentences) > OPENING_SENTENCES)
 
 
+@functools.lru_cache(maxsize=4096)  # the same texts come again: in both halves of the judge, and under other edits
 def normalise(text: str) -> str:
     """Return text in the form in which markers are written; line breaks are kept."""
     text = unicodedata.normalize("NFKC", text).casefold().replace("\u0451", "\u0435")

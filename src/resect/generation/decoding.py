@@ -89,22 +89,28 @@ class Decoding:
 
     def _guess(self, drafts: Drafts, stop: Stop | None) -> None:
         """Feed guesses as long as they pay."""
+        if stop is not None:
+            self._settle(stop, since=self.counts - 1)
         while self._anybody_left(retire=True) and can_drop_tokens(self.past):
             rows, counts, tokens = self.rows.tolist(), self.counts.tolist(), self.tokens.tolist()
             # The last token of a response is chosen, never fed.
-            guesses = [drafts.guess(self.prompts[i], tuple(tokens[i][: counts[i]]))[: self.steps - counts[i]] for i in rows]
+            known = [tuple(tokens[i][: counts[i]]) for i in rows]
+            guesses = [drafts.guess(self.prompts[i], new)[: self.steps - len(new)] for i, new in zip(rows, known, strict=True)]
+            if stop is not None:
+                guesses = [_needed(stop, self.prompts[i], new, g) for i, new, g in zip(rows, known, guesses, strict=True)]
             vocab = int(self.model.network.config.get_text_config(decoder=True).vocab_size)
             width = drafts.width(guesses, most=max(0, _MAX_LOGITS // (vocab * len(rows)) - 1))
             if not width:
                 return
-            before = self.counts.clone()
-            offered, accepted = self._verify([g[:width] for g in guesses], width)
-            drafts.record(offered=offered, accepted=accepted)
+            before, asked, guesses = self.counts.clone(), self.rows, [g[:width] for g in guesses]
+            accepted = self._verify(guesses, width)
+            drafts.record(offered=sum(map(len, guesses)), accepted=int(accepted.sum()))
             if stop is not None:
-                self._settle(stop, since=before)
+                # Of a guess only the last token can satisfy it; `_needed` has asked about the others.
+                self._settle(stop, since=before.index_add(0, asked, (accepted - 1).clamp(min=0)))
 
-    def _verify(self, guesses: Sequence[Ids], width: int) -> tuple[int, int]:
-        """Feed each row's last token with its guess, take what greedy decoding would have chosen; return tokens guessed and accepted."""
+    def _verify(self, guesses: Sequence[Ids], width: int) -> Int[Tensor, " sample"]:
+        """Feed each row's last token with its guess, take what greedy decoding would have chosen; return how many were guessed rightly."""
         device = self.tokens.device
         lengths = torch.tensor([len(g) for g in guesses], device=device)
         filled = [(*g, *[self.model.pad_id] * (width - len(g))) for g in guesses]
@@ -121,7 +127,7 @@ class Decoding:
         self.mask = drop_tokens(self.past, torch.cat([before, steps <= accepted[:, None]], dim=1))
         if bool(self.mask.all()):
             self.mask = None
-        return int(lengths.sum()), int(accepted.sum())
+        return accepted
 
     def _logits(self, ids: Int[Tensor, "sample token"], positions: Int[Tensor, "sample token"], *, kept: int) -> Tensor:
         """Return the logits of the last `kept` tokens, in float32 as in `generate`, so that ties in half precision fall the same way."""
@@ -167,3 +173,8 @@ class Decoding:
             if self.on_rows is not None:
                 self.on_rows(self.rows.tolist())
         return live > 0
+
+
+def _needed(stop: Stop, prompt: Rendered, new: Ids, guess: Ids) -> Ids:
+    """Return a guess up to the token that would end the row by `stop`: what follows would be fed in vain."""
+    return next((guess[:n] for n in range(1, len(guess)) if stop(prompt, new + guess[:n])), guess)

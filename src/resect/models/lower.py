@@ -1,8 +1,8 @@
 """Layers below an edit, run once: what they put out for a batch is kept, and given again when the same batch comes under another edit.
 
 The network's own code stays in charge. Inside `LowerLayers.below` the lower blocks answer from memory, keys and values included, when a
-batch of prompts comes again. Whether a network allows that (no block may hand anything but its output and its cache to later ones) is
-found out by trying, on a few tokens.
+batch of prompts comes again; where an edit begins higher than those before it, only the blocks in between are run. Whether a network allows
+that (no block may hand anything but its output and its cache to later ones) is found out by trying, on a few tokens.
 """
 
 import copy
@@ -25,10 +25,17 @@ MOST_BYTES = 1 << 30
 
 @dataclass(eq=False)
 class _Kept:
-    """What the lower blocks left behind after one batch: the last one's output, and each one's layer of the cache if there was one."""
+    """What the lower blocks left behind after one batch: outputs just below where edits began, and their layers of the cache if it has one.
 
-    output: Any = None
+    An output is kept last: with it are the cache's layers of its block and of all before.
+    """
+
+    outputs: dict[int, Any] = field(default_factory=dict)
     layers: dict[int, Any] = field(default_factory=dict)
+
+    def known(self, first: int) -> int:
+        """Return how many of the blocks 0 to first - 1 can answer from memory."""
+        return max((layer + 1 for layer in self.outputs if layer < first), default=0)
 
 
 class LowerLayers:
@@ -39,6 +46,7 @@ class LowerLayers:
         self._kept: dict[_Key, _Kept] = {}
         self._works: dict[int, bool] = {}
         self._key: _Key | None = None
+        self._known = 0
         self.reused = 0
 
     @contextmanager
@@ -69,7 +77,9 @@ class LowerLayers:
             prompts = kwargs.get("input_ids") is not None and kwargs.get(name) is None
             parts = [kwargs.get(k) for k in ("input_ids", "attention_mask")]
             known = tuple(None if p is None else (tuple(p.shape), p.cpu().numpy().tobytes()) for p in parts)
-            self._key = (first, bool(kwargs.get("use_cache")), *known) if prompts else None
+            self._key = (bool(kwargs.get("use_cache")), *known) if prompts else None
+            kept = self._kept.get(self._key) if self._key is not None else None
+            self._known = 0 if kept is None else kept.known(first)
 
         return hook
 
@@ -80,13 +90,14 @@ class LowerLayers:
             if self._key is None:
                 return forward(*args, **kwargs)
             cache = next((v for v in (*args, *kwargs.values()) if hasattr(v, "layers") and hasattr(v, "update")), None)
-            kept = self._kept.get(self._key)
-            if kept is not None and kept.output is not None:
+            if layer < self._known:
+                kept = self._kept[self._key]
                 if cache is not None:
                     cache.layers[layer] = copy.deepcopy(kept.layers[layer])
                 self.reused += 1
-                # Copied, as some blocks add to their input in place.
-                return with_first_tensor(kept.output, first_tensor(kept.output).clone())
+                # What comes before the last known output is read by nobody. That one is copied, as some blocks add to their input in place.
+                output = kept.outputs[self._known - 1]
+                return with_first_tensor(output, first_tensor(output).clone()) if layer == self._known - 1 else output
             output = forward(*args, **kwargs)
             self._keep(layer, output if last else None, cache)
             return output
@@ -101,7 +112,7 @@ class LowerLayers:
             kept.layers[layer] = copy.deepcopy(cache.layers[layer])
             self._bytes += sum(v.nbytes for v in vars(kept.layers[layer]).values() if isinstance(v, Tensor))
         if output is not None:
-            kept.output = with_first_tensor(output, first_tensor(output).clone())
+            kept.outputs[layer] = with_first_tensor(output, first_tensor(output).clone())
             self._bytes += first_tensor(output).nbytes
 
     def _allowed(self, first: int) -> bool:

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
 
 from resect.errors import UserError
-from resect.models.batches import batches
+from resect.models.batches import MAX_PADDING, batches
 from resect.models.chat import Rendered
 from resect.models.forward import accepts, cache_argument, run_until
 from resect.models.live import FusedKernels, Live
@@ -119,7 +119,8 @@ def capture_stage(network: PreTrainedModel, work: Workload) -> Stage:
     """Return what capturing holds beside the weights: a pass up to the last block, the wanted rows of a batch and those kept so far."""
     layers, d_model = len(find_blocks(network)), _text(network).hidden_size
     row = layers * d_model * _FLOAT
-    passes = [run_to_last_block(network, rows, tokens, padded=p).peak + 2 * rows * row for rows, tokens, p in shapes(work)]
+    made = shapes(work, max_padding=MAX_PADDING)
+    passes = [run_to_last_block(network, rows, tokens, padded=p).peak + 2 * rows * row for rows, tokens, p in made]
     return Stage("capture", max(passes), work.captured * row)
 
 
@@ -198,11 +199,11 @@ def bake_bytes(network: PreTrainedModel) -> int:
     return max(p.numel() * (p.element_size() + (3 if p.element_size() < _FLOAT else 1) * _FLOAT) for p in matrices)
 
 
-def shapes(work: Workload, batch_tokens: int | None = None) -> tuple[tuple[int, int, bool], ...]:
+def shapes(work: Workload, batch_tokens: int | None = None, *, max_padding: int | None = None) -> tuple[tuple[int, int, bool], ...]:
     """Return rows, width and whether there is padding, of the batches that may need most: most tokens, and most rows."""
     made = [
         (len(b.rows), int(b.input_ids.shape[1]), int(b.lengths.min()) < int(b.lengths.max()))
-        for b in batches([Rendered(range(n)) for n in work.tokens], batch_tokens=batch_tokens or work.batch_tokens)
+        for b in batches([Rendered(range(n)) for n in work.tokens], batch_tokens=batch_tokens or work.batch_tokens, max_padding=max_padding)
     ]
     # Of equal shapes the padded one needs more.
     return tuple({max(made, key=lambda s: (s[0] * s[1], s[2])), max(made, key=lambda s: (s[0], s[1], s[2]))})
