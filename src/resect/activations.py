@@ -52,11 +52,12 @@ def capture(
 
     Raises:
         UserError: no prompts, a layer outside the model or named twice, an unknown position, a position before a prompt's first token,
-            or activations with NaN or infinity (naming the layer and the count).
+            a prompt longer than the context, or activations with NaN or infinity (naming the layer and the count).
     """
     wanted = _check_layers(layers, len(model.blocks))
     position = _check_position(position)
     first = _tokens_at(position, rendered)
+    model.check_length(max((len(r.ids) for r in rendered), default=0))
     rows = torch.empty(len(rendered), len(wanted), model.d_model)
     for batch in batches(rendered, batch_tokens=batch_tokens, max_padding=MAX_PADDING, pad_id=model.pad_id, side=side):
         offsets = torch.tensor([first[i] for i in batch.rows])

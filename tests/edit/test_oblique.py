@@ -50,6 +50,14 @@ def test_a_blind_read_direction_is_refused() -> None:
         oblique_plan([Stub("a", 0)], removed, read, torch.ones(1))
 
 
+@pytest.mark.parametrize("bad", ["removed", "read", "strengths"])
+def test_what_is_not_finite_is_refused(bad) -> None:
+    given = {"removed": rows(0, 1, 8), "read": rows(1, 1, 8), "strengths": torch.ones(1)}
+    given[bad].view(-1)[0] = torch.nan
+    with pytest.raises(UserError, match="layer 0 is NaN or infinite"):
+        oblique_plan([Stub("a", 0)], **given)
+
+
 def test_several_directions_vanish_together_and_one_is_the_same_either_way() -> None:
     removed, read = rows(0, 1, 3, 8), rows(1, 1, 3, 8)
     edit = oblique_plan([Stub("a", 0)], removed, read, torch.ones(1)).edits[0]

@@ -101,6 +101,33 @@ def test_an_edit_that_was_not_made_or_made_otherwise_is_found(tiny):
     assert [f.split(" puts out")[0] for f in moved.faults] == ["Writer model.layers.1.mlp.down_proj"]
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_what_is_no_number_any_more_is_a_fault(tiny, value):
+    """NaN is neither above a tolerance nor below it."""
+    model = tiny("qwen3")
+    writers = find_writers(model)
+    plan = make_plan(writers, VECTORS, torch.ones(2))
+    before = observe(model, writers, plan)
+    bake(model, writers, plan)
+    with torch.no_grad():
+        model.blocks[1].mlp.down_proj.weight[0, 0] = value
+    faults = prove(model, writers, plan, before=before).faults
+    assert any(f.startswith("Writer model.layers.1.mlp.down_proj puts out something else") for f in faults)
+
+
+def test_a_writer_that_was_silent_and_speaks_is_a_fault(tiny):
+    model = tiny("qwen3")
+    model.blocks[1].mlp.down_proj.weight.data.zero_()
+    writers = find_writers(tiny("qwen3"))
+    plan = make_plan(writers, VECTORS, torch.ones(2))
+    before = observe(model, writers, plan)
+    bake(model, writers, plan)
+    assert not prove(model, writers, plan, before=before).faults
+    model.blocks[1].mlp.down_proj.weight.data.add_(0.5)
+    faults = prove(model, writers, plan, before=before).faults
+    assert any(f.startswith("Writer model.layers.1.mlp.down_proj puts out something else") for f in faults)
+
+
 def test_writers_left_alone_are_listed_with_the_reason(tiny):
     model = tiny("gemma3_vl")
     writers = find_writers(model)

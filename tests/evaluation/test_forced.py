@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from resect.errors import UserError
+from resect.evaluation.drift import kl_rows
 from resect.evaluation.forced import score
 from resect.evaluation.logprobs import next_token_logprobs, response_logprobs
 from resect.generation import Response, respond
@@ -84,7 +85,45 @@ def test_bad_input_is_named(make_model):
         next_token_logprobs(model, ())
     with pytest.raises(UserError, match="Prompt 1 has no tokens"):
         next_token_logprobs(model, (rendered[0], Rendered((), 0)))
-    with torch.no_grad():
-        model.network.lm_head.weight[3] = float("nan")
-    with pytest.raises(UserError, match="logits of qwen3 hold NaN"):
+
+
+def replaced(value):
+    """A hook that puts a value in the place of some logits: one token of one row, or a whole row."""
+
+    def hook(_module, _args, logits):
+        wrong = logits.clone()
+        wrong[0, -1, ... if value == -torch.inf else 3] = value
+        return wrong
+
+    return hook
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_logits_without_a_distribution_are_refused(make_model, value):
+    model, rendered = make_model(), prompts([4, 5])
+    with model.network.lm_head.register_forward_hook(replaced(value)), pytest.raises(UserError, match="logits of qwen3 hold NaN or inf"):
         next_token_logprobs(model, rendered)
+    assert bool(next_token_logprobs(model, rendered).isfinite().all())
+
+
+def test_a_masked_token_has_no_probability_and_everything_else_has(make_model):
+    def mask(_module, _args, logits):
+        return logits.index_fill(-1, torch.tensor([3]), -torch.inf)
+
+    model, rendered = make_model(), prompts([4, 5])
+    free = next_token_logprobs(model, rendered)
+    with model.network.lm_head.register_forward_hook(mask):
+        rows = next_token_logprobs(model, rendered)
+    assert bool(rows[:, 3].isneginf().all())
+    others = [i for i in range(rows.shape[1]) if i != 3]
+    torch.testing.assert_close(rows[:, others], free[:, others].log_softmax(1))
+    assert bool(kl_rows(free, rows).isinf().all()), "what the base can say and the model cannot"
+    assert bool(kl_rows(rows, free).isfinite().all())
+
+
+def test_a_row_longer_than_the_context_is_refused_and_one_that_just_fits_is_scored(make_model):
+    model, rendered = make_model(), prompts([4, 5])
+    model.network.config.max_position_embeddings = 7
+    assert response_logprobs(model, rendered, [response(7, 8, 9)] * 2, k=3).counts == (3, 3)
+    with pytest.raises(UserError, match="8 tokens are to be read at once, and qwen3 has positions for 7; give shorter prompts"):
+        response_logprobs(model, rendered, [response(7, 8, 9, 10)] * 2, k=4)

@@ -17,6 +17,7 @@ from resect.edit.hooks import applied
 from resect.edit.plan import make_plan
 from resect.edit.rows import applied_rows
 from resect.errors import UserError
+from resect.evaluation.verdicts import judge_markers
 from resect.generation import NONE, Drafts, Response, read, respond
 from resect.generation.ties import partings
 from resect.models.chat import Rendered
@@ -173,10 +174,55 @@ def test_bad_input_is_named():
     model, rendered = chat_model("qwen3"), prompts([4])
     with pytest.raises(UserError, match="at least 1, got 0"):
         respond(model, rendered, max_new_tokens=0)
-    with torch.no_grad():
-        model.network.lm_head.weight[3] = float("nan")
-    with pytest.raises(UserError, match="logits of qwen3 hold NaN"):
-        respond(model, rendered, max_new_tokens=4)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("from_pass", [0, 1, 3])
+@pytest.mark.parametrize("drafted", [False, True])
+def test_logits_without_a_largest_are_refused_whenever_they_come(value, from_pass, drafted):
+    """NaN is the largest of all to argmax: unnoticed, the rest of a response would be one token again and again."""
+    model, rendered, drafts = chat_model("qwen3"), prompts([4, 6]), Drafts()
+    free = respond(model, rendered, max_new_tokens=12, drafts=drafts)
+    seen = []
+
+    def overflow(_module, _args, logits):
+        seen.append(1)
+        return torch.full_like(logits, value) if len(seen) > from_pass else logits
+
+    if drafted:
+        drafts = Drafts()
+        for prompt, response in zip(rendered, free, strict=True):
+            drafts.learn(prompt, (*response.ids[:3], (response.ids[3] + 1) % VOCAB, *response.ids[4:]))
+    with model.network.lm_head.register_forward_hook(overflow), pytest.raises(UserError, match="logits of qwen3 hold NaN or infinity"):
+        respond(model, rendered, max_new_tokens=12, drafts=drafts if drafted else None)
+    assert len(seen) > from_pass, "the planted pass was reached"
+
+
+def test_a_prompt_that_does_not_fit_with_its_response_is_refused_and_one_that_just_fits_is_answered():
+    model, rendered = chat_model("qwen3"), prompts([9, 4])
+    model.network.config.max_position_embeddings = 12
+    assert max(len(r.ids) for r in respond(model, rendered, max_new_tokens=4)) <= 4
+    with pytest.raises(UserError, match=r"13 tokens are to be read at once, and qwen3 has positions for 12; .*max_new_tokens"):
+        respond(model, rendered, max_new_tokens=5)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_padding_with_the_end_of_turn_changes_no_token(architecture):
+    model, rendered = chat_model(architecture), prompts([5, 9, 3, 1])
+    before = respond(model, rendered, max_new_tokens=10)
+    model.tokenizer.pad_token = model.tokenizer.eos_token
+    assert model.pad_id in model.end_ids
+    assert respond(model, rendered, max_new_tokens=10) == before
+    assert respond(model, rendered, max_new_tokens=10, shortcuts=NONE) == before
+
+
+def test_tokens_that_the_tokenizer_does_not_know_have_no_text_and_keep_their_place():
+    """Vocabularies are often rounded up; an edited model may say what has no name."""
+    model = chat_model("qwen3", size=VOCAB - 6)
+    prompt = prompts([4])[0]
+    said = read(model, (7, VOCAB - 1, 8, 1), prompt=prompt)
+    assert (said.ids, said.text.split(), said.finished) == ((7, VOCAB - 1, 8, 1), ["w7", "w8"], True)
+    assert judge_markers([read(model, (VOCAB - 1, VOCAB - 2, 1), prompt=prompt)]) == ("degenerate",)
 
 
 def test_no_prompts_no_responses():

@@ -322,3 +322,15 @@ def test_the_class_that_holds_the_weights_is_chosen(kind, architecture, expected
     config = transformers.AutoConfig.for_model(kind)
     config.architectures = [architecture] if architecture else None
     assert sources.is_vision_language(config) is expected
+
+
+def test_the_context_is_what_the_configuration_says_and_stretched_positions_count(tiny):
+    model = tiny("qwen3")
+    config = model.network.config
+    assert model.context == 256
+    model.check_length(256)
+    with pytest.raises(UserError, match="257 tokens are to be read at once, and qwen3 has positions for 256"):
+        model.check_length(257)
+    config.rope_parameters = config.rope_parameters | {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 256}
+    assert model.context == 1024
+    assert (tiny("gpt2").context, tiny("gemma3").context, tiny("gemma3_vl").context, tiny("bloom").context) == (256, 256, 256, None)

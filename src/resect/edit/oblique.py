@@ -26,7 +26,7 @@ def oblique_plan(
     Behind a norm with gain g the writer adds g * y to the residual stream, so U is divided and C multiplied by g.
 
     Raises:
-        UserError: if `read` does not see all of `removed` at an edited layer.
+        UserError: if `read` does not see all of `removed` at an edited layer, or a number there is not finite.
     """
     edits = []
     for writer in writers:
@@ -34,6 +34,10 @@ def oblique_plan(
         if gamma == 0:
             continue
         u, c = (side[writer.layer].double().reshape(-1, side.shape[-1]).T for side in (removed, read))
+        if not all(bool(x.isfinite().all()) for x in (u, c, strengths[writer.layer])):
+            raise UserError(
+                f"A direction or the strength of layer {writer.layer} is NaN or infinite; set its strength to 0 or give another."
+            )
         overlap = u.T @ c
         cosines = torch.nn.functional.normalize(u, dim=0).T @ torch.nn.functional.normalize(c, dim=0)
         if torch.linalg.svdvals(cosines).min() <= 1e-9:

@@ -211,8 +211,8 @@ def _rows(value: Tensor) -> Tensor:
 
 
 def _share(part: Tensor, whole: Tensor) -> float:
-    norm = float(whole.norm())
-    return float(part.norm()) / norm if norm else 0.0
+    norm, own = float(whole.norm()), float(part.norm())
+    return own / norm if norm else float("inf") if own else 0.0
 
 
 def _left(after: Tensor, before: Tensor, c: Tensor) -> tuple[float, ...]:
@@ -234,16 +234,17 @@ def _untouched(model: ChatModel, writers: Sequence[Writer], plan: EditPlan) -> t
 
 
 def _faults(model: ChatModel, writers: Sequence[WriterProof], blocks: Sequence[BlockProof]) -> tuple[str, ...]:
+    # Written so that NaN, which is neither above nor below, is a fault.
     allowed = TOLERANCE if model.network.dtype == torch.float32 else HALF_TOLERANCE
     wrong = [
         f"Writer {w.writer} puts out something else than the edit asks for: gap {w.gap:.1e}, allowed {allowed:.0e}."
         for w in writers
-        if w.gap > allowed
+        if not w.gap <= allowed
     ]
     missed = [
         f"Block {model.block_names[b.layer]} adds the direction through something that is not among its writers: {b.unlisted:.1%} of it."
         for b in blocks
-        if b.unlisted > allowed
+        if not b.unlisted <= allowed
     ]
     return (*wrong, *missed)
 

@@ -46,21 +46,25 @@ def score(
     From the raw logits of a plain forward pass; the last continuation token is never fed in. Rows with an empty continuation are left out.
     `edits` are on the model with one plan a row.
 
-    Raises: UserError for an empty prefix, or NaN logits.
+    Raises: UserError for an empty prefix, a row longer than the model's context, or logits without a distribution.
     """
     if len(prefixes) != len(continuations):
         raise UserError(f"Scoring needs one continuation per prompt, but got {len(continuations)} for {len(prefixes)} prompts.")
     for i, prefix in enumerate(prefixes):
         if not prefix:
             raise UserError(f"Prompt {i} has no tokens, so nothing can be predicted from it; remove it or add a beginning-of-text token.")
+    model.check_length(max((len(p) + len(c) - 1 for p, c in zip(prefixes, continuations, strict=True) if c), default=0))
     vocab = int(model.network.config.get_text_config(decoder=True).vocab_size)
     for rows in _plan(prefixes, continuations, batch_tokens=batch_tokens, vocab=vocab):
         if edits is not None:
             edits.place(rows)
-        logits = _forward(model, [prefixes[i] for i in rows], [continuations[i] for i in rows]).float()
-        if bool(logits.isnan().any()):
-            raise UserError(f"The logits of {model.name} hold NaN, so nothing can be scored; check the weights, the dtype and the edit.")
-        yield Scored(rows, logits.log_softmax(dim=-1))
+        logprobs = _forward(model, [prefixes[i] for i in rows], [continuations[i] for i in rows]).float().log_softmax(dim=-1)
+        # NaN comes of a logit that is NaN or +infinity, or of a row where all are -infinity.
+        if bool(logprobs.isnan().any()):
+            raise UserError(
+                f"The logits of {model.name} hold NaN or infinity, so nothing can be scored; check the weights, the dtype and the edit."
+            )
+        yield Scored(rows, logprobs)
 
 
 def _plan(prefixes: Sequence[Ids], continuations: Sequence[Ids], *, batch_tokens: int, vocab: int) -> Iterator[tuple[int, ...]]:

@@ -46,6 +46,7 @@ class Decoding:
         self.mask: Bool[Tensor, "sample token"] | None = batch.attention_mask.bool() if bool((batch.attention_mask == 0).any()) else None
         self.position = batch.lengths.clone()
         self.next = self.rows
+        self.broken = torch.zeros((), dtype=torch.bool, device=ids.device)
         self.past: Any = None
         self.on_rows = on_rows
 
@@ -61,8 +62,9 @@ class Decoding:
             if stop is not None:
                 self._settle(stop, since=self.counts - 1)
             if step % every == 0 and not self._anybody_left(retire=retire):
-                return
+                break
             self._feed(self.next[:, None], kept=1)
+        self._check()
 
     def ended(self) -> dict[int, Ids]:
         """Return the tokens of the rows that have ended, by their place in the batch."""
@@ -73,17 +75,14 @@ class Decoding:
 
     def _prefill(self) -> None:
         """Feed the prompts and choose each row's first token."""
-        logits = self._logits(self.batch.input_ids, self.batch.position_ids, kept=1)[:, -1]
-        if bool(logits.isnan().any()):
-            name = self.model.name
-            raise UserError(f"The logits of {name} hold NaN, so no token is the likeliest; check the weights, the dtype and the edit.")
-        self._take(logits.argmax(dim=-1), self.active)
+        self._take(self._best(self.batch.input_ids, self.batch.position_ids, kept=1)[:, -1], self.active)
+        self._check()
 
     def _feed(self, ids: Int[Tensor, "sample token"], *, kept: int) -> None:
         """Feed the token that each row chose last, and choose the next."""
         if self.mask is not None:
             self.mask = torch.nn.functional.pad(self.mask, (0, 1), value=True)
-        chosen = self._logits(ids, self.position[:, None], kept=kept)[:, -1].argmax(dim=-1)
+        chosen = self._best(ids, self.position[:, None], kept=kept)[:, -1]
         self.position += 1
         self._take(chosen, self.active)
 
@@ -118,7 +117,7 @@ class Decoding:
         steps = torch.arange(width + 1, device=device)
         before = self.mask if self.mask is not None else ids.new_ones(len(ids), self.past.get_seq_length(), dtype=torch.bool)
         self.mask = torch.cat([before, steps <= lengths[:, None]], dim=1)
-        best = self._logits(ids, self.position[:, None] + steps, kept=width + 1).argmax(dim=-1)
+        best = self._best(ids, self.position[:, None] + steps, kept=width + 1)
         right = (ids[:, 1:] == best[:, :-1]) & (steps[1:] <= lengths[:, None])
         accepted = right.long().cumprod(dim=1).sum(dim=1)
         for step in range(int(accepted.max()) + 1):
@@ -128,6 +127,20 @@ class Decoding:
         if bool(self.mask.all()):
             self.mask = None
         return accepted
+
+    def _best(self, ids: Int[Tensor, "sample token"], positions: Int[Tensor, "sample token"], *, kept: int) -> Int[Tensor, "sample width"]:
+        """Return the likeliest tokens after the last `kept`, and note whether there is a likeliest: NaN is the largest of all to argmax."""
+        logits = self._logits(ids, positions, kept=kept)
+        best = logits.argmax(dim=-1)
+        self.broken = self.broken | ~logits.gather(-1, best[..., None]).isfinite().all()
+        return best
+
+    def _check(self) -> None:
+        if bool(self.broken):
+            raise UserError(
+                f"The logits of {self.model.name} hold NaN or infinity, so no token is the likeliest; check the weights, the dtype and the "
+                "edit."
+            )
 
     def _logits(self, ids: Int[Tensor, "sample token"], positions: Int[Tensor, "sample token"], *, kept: int) -> Tensor:
         """Return the logits of the last `kept` tokens, in float32 as in `generate`, so that ties in half precision fall the same way."""

@@ -45,11 +45,13 @@ def respond(
         shortcuts: what may be done to save time.
 
     Raises:
-        UserError: for max_new_tokens below 1, an architecture without a cache of keys and values, NaN logits, or a prompt that does not
-            fit into memory alone.
+        UserError: for max_new_tokens below 1, an architecture without a cache of keys and values, logits without a largest, a prompt that
+            with its response is longer than the model's context, or one that does not fit into memory alone.
     """
     if max_new_tokens < 1:
         raise UserError(f"The number of new tokens must be at least 1, got {max_new_tokens}; 64 shows whether a model refuses.")
+    if rendered:
+        model.check_length(max(len(r.ids) for r in rendered) + max_new_tokens - 1)
     guesses = drafts if shortcuts.drafts else None
     budget = fitting(model, rendered, batch_tokens=batch_tokens, new=max_new_tokens) if shortcuts.memory else batch_tokens
     found: dict[int, tuple[int, ...]] = {}

@@ -56,6 +56,25 @@ class ChatModel:
         return self.network.device
 
     @property
+    def context(self) -> int | None:
+        """The most tokens that the network has positions for, None if its configuration names no limit."""
+        config = self.network.config.get_text_config(decoder=True)
+        limit, rope = getattr(config, "max_position_embeddings", None), getattr(config, "rope_parameters", None) or {}
+        if not isinstance(limit, int):
+            return None
+        # Stretched positions, given as a factor on the original limit; some networks have them by kind of layer.
+        kinds = [kind for kind in (rope, *rope.values()) if isinstance(kind, dict)]
+        return max([limit, *(int((k.get("factor") or 1) * (k.get("original_max_position_embeddings") or 0)) for k in kinds)])
+
+    def check_length(self, tokens: int) -> None:
+        """Raise `UserError` if so many tokens are more than the context: what a network says beyond it measures nothing."""
+        if self.context is not None and tokens > self.context:
+            raise UserError(
+                f"{tokens} tokens are to be read at once, and {self.name} has positions for {self.context}; give shorter prompts, fewer new "
+                "tokens (max_new_tokens) or a smaller text_context."
+            )
+
+    @property
     def end_ids(self) -> frozenset[int]:
         """Tokens that end a turn: the generation config's and the tokenizer's."""
         named: Any = getattr(getattr(self.network, "generation_config", None), "eos_token_id", None)
