@@ -70,8 +70,8 @@ class ChatModel:
         """Raise `UserError` if so many tokens are more than the context: what a network says beyond it measures nothing."""
         if self.context is not None and tokens > self.context:
             raise UserError(
-                f"{tokens} tokens are to be read at once, and {self.name} has positions for {self.context}; give shorter prompts, fewer new "
-                "tokens (max_new_tokens) or a smaller text_context."
+                f"{tokens} tokens are to be read at once, and {self.name} has positions for {self.context}; give shorter prompts, fewer "
+                "new tokens (max_new_tokens) or a smaller text_context."
             )
 
     @property
