@@ -131,7 +131,7 @@ def test_every_chart_is_valid(monkeypatch):
 
     monkeypatch.setattr(svg, "configure", checked)
     render_contrast(run())
-    assert len(valid) == 8
+    assert len(valid) == 10
 
 
 def test_the_page_is_whole_offline_and_escaped():

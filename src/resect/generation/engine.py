@@ -48,10 +48,7 @@ def respond(
         UserError: for max_new_tokens below 1, an architecture without a cache of keys and values, logits without a largest, a prompt that
             with its response is longer than the model's context, or one that does not fit into memory alone.
     """
-    if max_new_tokens < 1:
-        raise UserError(f"The number of new tokens must be at least 1, got {max_new_tokens}; 64 shows whether a model refuses.")
-    if rendered:
-        model.check_length(max(len(r.ids) for r in rendered) + max_new_tokens - 1)
+    _check(model, rendered, max_new_tokens)
     guesses = drafts if shortcuts.drafts else None
     budget = fitting(model, rendered, batch_tokens=batch_tokens, new=max_new_tokens) if shortcuts.memory else batch_tokens
     found: dict[int, tuple[int, ...]] = {}
@@ -74,6 +71,13 @@ def respond(
         for prompt, response in zip(rendered, responses, strict=True):
             drafts.learn(prompt, response.ids)
     return responses
+
+
+def _check(model: ChatModel, rendered: Sequence[Rendered], max_new_tokens: int) -> None:
+    if max_new_tokens < 1:
+        raise UserError(f"The number of new tokens must be at least 1, got {max_new_tokens}; 64 shows whether a model refuses.")
+    if rendered:
+        model.check_length(max(len(r.ids) for r in rendered) + max_new_tokens - 1)
 
 
 def _halved(tokens: int, *, rows: int, model: ChatModel, error: RuntimeError) -> int:
