@@ -42,8 +42,8 @@ from resect.generation import NONE, Shortcuts
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "trial.json"
-LARGE_EXTRACT, LARGE_TRIALS = 50, 3
-"""Prompts a side for heretic's directions, and its trials in a pair, on the large organism."""
+LARGE_EXTRACT, LARGE_TRIALS, LARGE_TABLE = 50, 3, 2
+"""On the large organism: prompts a side for heretic's directions, its trials in a pair, and edits of the table of shortcuts."""
 Pair = dict[str, Any]
 
 
@@ -62,10 +62,10 @@ class Comparison(Protocol):
 
 
 class SameRule:
-    """(a): median seconds a candidate, both by heretic's rule."""
+    """(a): median seconds a candidate, both by heretic's rule; the table is about at most `table` of the last pair's edits."""
 
-    def __init__(self, settings: Settings, python: Path) -> None:
-        self.settings, self.python, self.task = settings, python, Task(settings)
+    def __init__(self, settings: Settings, python: Path, *, table: int = 10) -> None:
+        self.settings, self.python, self.task, self.table = settings, python, Task(settings), table
         self.memory = self.task.memory()
 
     def pair(self, number: int) -> Pair:
@@ -76,7 +76,7 @@ class SameRule:
 
     def shortcuts(self, pairs: Sequence[Pair]) -> dict[str, float | None]:
         """All ways must count the same refusals and give the same KL up to rounding."""
-        plans = self.task.edits(pairs[-1]["trials"])
+        plans = self.task.edits(pairs[-1]["trials"][: self.table])
         chosen = {"all": Shortcuts()}
         chosen |= {
             f"without {name}": replace(Shortcuts(), **{name: False}) for name in ("retire", "stop", "drafts", "lower_layers", "memory")
@@ -228,7 +228,7 @@ def main() -> None:
     comparisons: dict[str, Callable[[], Comparison]] = {
         "same_rule_organism": lambda: SameRule(small, python),
         "own_rule": lambda: OwnRule(small, python),
-        "same_rule_large": lambda: SameRule(_large(small, options.large), python),
+        "same_rule_large": lambda: SameRule(_large(small, options.large), python, table=LARGE_TABLE),
         "to_equal_quality": lambda: EqualQuality(replace(small, trials=options.search_trials), python),
     }
     kept = Kept(options.out, asdict(small) | {"search_trials": options.search_trials}, resume=options.resume)
