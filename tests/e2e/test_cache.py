@@ -29,6 +29,7 @@ TINY = {
     "passes": 1,
     "max_new_tokens": 24,
     "opening_tokens": 12,
+    "processes": 1,  # forward passes of other processes would not be counted
 }
 
 

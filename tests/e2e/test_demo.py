@@ -55,6 +55,15 @@ def test_two_runs_give_the_same_files_but_for_the_times(finished, resect, small,
     assert manifest(tmp_path / "again") == manifest(run)
 
 
+def test_the_number_of_processes_changes_no_figure(finished, resect, small, tmp_path):
+    run, _ = finished
+    assert resect("demo", "--out", tmp_path / "one", *small, "--set", "processes=1").code == 0
+    assert resect("demo", "--out", tmp_path / "two", *small, "--set", "processes=2").code == 0
+    one, two, own = (manifest(place) for place in (tmp_path / "one", tmp_path / "two", run))
+    told = {name for name in own if not one[name] == two[name] == own[name]}
+    assert told == {"run.toml", "report.html"}  # which say the setting
+
+
 def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(finished, resect, small, tmp_path):
     run, out, after = finished[0], tmp_path / "run", "selection_standard.json"
     command = [sys.executable, "-c", "from resect.cli import main; main()", "demo", "--out", str(out), *small]

@@ -112,3 +112,13 @@ def test_random_atoms_follow_the_seed(bench, configured):
     ]
     assert torch.equal(made[0], made[1])
     assert not torch.allclose(made[0], made[2])
+
+
+def test_a_step_of_a_small_model_computes_on_one_thread(bench):
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert bench.step("threads", lambda _lab: torch.get_num_threads()) == 1
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

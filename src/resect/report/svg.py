@@ -58,7 +58,7 @@ def render(chart: Any, *, label: str, prefix: str, shrink: float = 0.0) -> Marku
         prefix: unique on the page; put before every id inside the SVG.
         shrink: the least share of its own width that the figure may shrink to on a narrow screen; beyond that its box scrolls.
     """
-    # Tests check that charts are valid; here it would take as long as all the rest of the page.
+    # Tests check that charts are valid; checking them again on every page only takes time.
     text = vl_convert.vegalite_to_svg(configure(chart).to_dict(validate=False), vl_version=_VERSION)
     text = _MARK.sub(r"<\1\3><title>\2</title></\1>", _EMPTY.sub("", text))
     text = _GEOMETRY.sub(lambda match: re.sub(r"(\.\d\d)\d+", r"\1", match[0]), _ARIA.sub("", text))

@@ -16,7 +16,7 @@ from resect.studies.behaviour import Behaviour, observe, response_ids
 from resect.studies.inputs import StudyInputs, gamma_atom
 from resect.studies.lab import Lab
 from resect.studies.materials import Materials, gather
-from resect.studies.side_by_side import side_by_side
+from resect.studies.side_by_side import side_by_side, threads_of_steps
 from resect.studies.steps import Steps
 
 T = TypeVar("T")
@@ -53,7 +53,8 @@ class Bench:
         The lab has only the settings that are named, so the key of the cache knows all that the function can read.
         """
         lab = self.lab.only(*settings)
-        return self.steps.json(name, lambda: compute(lab, *made_of), key=lab.key(compute.__qualname__, *made_of))
+        with threads_of_steps(lab.model):
+            return self.steps.json(name, lambda: compute(lab, *made_of), key=lab.key(compute.__qualname__, *made_of))
 
     def together(self, tasks: Mapping[str, Callable[[], T]]) -> dict[str, T]:
         """Return the results of tasks that do not need one another (`side_by_side`)."""

@@ -24,8 +24,8 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 SMALL = 100_000_000
-"""Parameters up to which steps run side by side, one thread each. The shipped organism's study takes 49 s in two processes, 74 s in one
-process with two threads; a large model keeps several threads busy by itself, and its activations are in memory once."""
+"""Parameters up to which steps run side by side, one thread each: a guess, as only organisms were measured (docs/decisions.md). A large
+model keeps several threads busy by itself, and its activations are in memory once."""
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG in <sys/prctl.h>
 
 
@@ -38,13 +38,29 @@ def side_by_side(model: ChatModel, steps: Steps, tasks: Mapping[str, Callable[[]
 
     Raises: what a task raises.
     """
-    if model.device.type != "cpu" or sum(p.numel() for p in model.network.parameters()) > SMALL:
-        return {name: task() for name, task in tasks.items()}
-    with _one_thread():
+    with threads_of_steps(model):
         count = min(processes or _cores(), len(tasks))
-        if count > 1 and _can_fork():
+        if count > 1 and _is_small(model) and _can_fork():
             _go_ahead(steps, tasks, count)
         return {name: task() for name, task in tasks.items()}
+
+
+@contextmanager
+def threads_of_steps(model: ChatModel) -> Iterator[None]:
+    """Compute on one thread inside the `with` block if the model is small, wherever its steps are taken."""
+    if not _is_small(model):
+        yield
+        return
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _is_small(model: ChatModel) -> bool:
+    return model.device.type == "cpu" and sum(p.numel() for p in model.network.parameters()) <= SMALL
 
 
 def _go_ahead(steps: Steps, tasks: Mapping[str, Callable[[], object]], count: int) -> None:
@@ -108,16 +124,6 @@ def _cores() -> int:
 def _can_fork() -> bool:
     # Elsewhere system libraries do not survive a fork, and neither does an accelerator's context.
     return sys.platform == "linux" and not torch.cuda.is_initialized() and not multiprocessing.current_process().daemon
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @contextmanager
