@@ -2,10 +2,11 @@
 
 Linear layers (either layout), stacked experts with their biases, and embeddings become low-rank factors. The bias of a linear layer has
 none: PEFT's own `bias="lora_only"` keeps its new values with the adapter, so switching the adapter off does not bring the old ones back.
+Where PEFT lets no LoRA on a layer, the same matrix is written as its LoKr with a left Kronecker factor of 1.
 """
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -15,9 +16,11 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from resect import artifacts
+from resect.edit.adapter_names import ROOT, file_names
 from resect.edit.bake import edited_weight
 from resect.edit.hooks import matched
 from resect.edit.plan import EditPlan, WriterEdit
@@ -30,7 +33,6 @@ from resect.models.source import first_line
 from resect.models.writers import Writer, WriterParameter
 
 WEIGHTS = "adapter_model.safetensors"
-_ROOT = "base_model.model."
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +47,7 @@ class Adapter:
     parameters: tuple[str, ...]
     tensors: Mapping[str, Tensor]
     transposed: bool = False
+    kronecker: bool = False
 
 
 def make_adapter(model: ChatModel, writers: Sequence[Writer], plan: EditPlan) -> Adapter:
@@ -59,17 +62,20 @@ def make_adapter(model: ChatModel, writers: Sequence[Writer], plan: EditPlan) ->
         raise UserError("The edit changes nothing, and an adapter of nothing cannot be written; give a strength above 0.")
     _check_head(model, edits)
     rank = max(edit.u.shape[1] for _, edit in edits)
+    parameters = [p for writer, _ in edits for p in writer.parameters]
     # In families with stacked experts PEFT takes some modules for experts by their names and leaves them out; never parameters.
-    bare = any(p.layout.startswith("expert") for writer in writers for p in writer.parameters)
+    bare = any(p.layout.startswith("expert") for p in parameters)
+    kronecker = not bare and not _takes_lora(model, parameters)
     parts = [_part(model, p, _padded(edit, rank), bare=bare) for writer, edit in edits for p in writer.parameters]
+    parts = [_kronecker(part) for part in parts] if kronecker else parts
     tensors: dict[str, Tensor] = {}
     for owner, group in groupby(sorted(parts, key=lambda part: (part.owner, part.place)), key=lambda part: part.owner):
         for part, outer in _wrapped(list(group)):
-            place = f"{_ROOT}{owner}.{'base_layer.' * outer}"
+            place = f"{ROOT}{owner}.{'base_layer.' * outer}"
             tensors |= {place + key: value.float().cpu().contiguous() for key, value in part.tensors.items()}
     whole = tuple(part.owner for part in parts if part.factors and part.whole)
     transposed = any(isinstance(model.network.get_submodule(name), Conv1D) for name in whole)
-    return Adapter(rank, whole, tuple(part.name for part in parts if part.factors and not part.whole), tensors, transposed)
+    return Adapter(rank, whole, tuple(part.name for part in parts if part.factors and not part.whole), tensors, transposed, kronecker)
 
 
 def save_adapter(model: ChatModel, adapter: Adapter, out: Path, *, card: str, proof: Mapping[str, Any] | None = None) -> None:
@@ -79,31 +85,54 @@ def save_adapter(model: ChatModel, adapter: Adapter, out: Path, *, card: str, pr
         UserError: peft is not installed, it does not take the adapter for a network of this class, or `out` exists and is not an empty
             folder or cannot be written.
     """
-    config = _peft().LoraConfig(
-        r=adapter.rank,
-        lora_alpha=adapter.rank,
-        target_modules=list(adapter.modules),
-        target_parameters=list(adapter.parameters) or None,
-        fan_in_fan_out=adapter.transposed,
-        bias="lora_only",
-        task_type="CAUSAL_LM",
-        inference_mode=True,
-        base_model_name_or_path=model.name,
-    )
+    config = _config(adapter, name=model.name)
     with new_folder(out) as folder:
         config.save_pretrained(folder)
-        artifacts.save_tensors(folder / WEIGHTS, adapter.tensors, {"format": "pt"})
+        tensors = file_names(_by_peft(model, lambda peft: peft.get_peft_model(_like(model), _config(adapter))), adapter.tensors)
+        artifacts.save_tensors(folder / WEIGHTS, tensors, {"format": "pt"})
         _check_taken(model, folder)
         describe(folder, card=card, proof=proof)
 
 
 def _check_taken(model: ChatModel, folder: Path) -> None:
     """Let PEFT put the adapter on a network of the same class without data; raises `UserError` if it does not take all of it."""
-    with torch.device("meta"):
-        network = type(model.network)(deepcopy(model.network.config))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*copying from a non-meta parameter.*", category=UserWarning)
-        _wrapped_by_peft(network, folder)
+        _read_by_peft(model, _like(model), folder)
+
+
+def _like(model: ChatModel) -> PreTrainedModel:
+    """Return a network of the same class without data."""
+    with torch.device("meta"):
+        return type(model.network)(deepcopy(model.network.config))
+
+
+def _config(adapter: Adapter, *, name: str | None = None) -> Any:
+    common = {"r": adapter.rank, "target_modules": list(adapter.modules), "task_type": "CAUSAL_LM", "inference_mode": True}
+    common |= {"base_model_name_or_path": name}
+    if adapter.kronecker:
+        return _peft().LoKrConfig(alpha=adapter.rank, decompose_factor=1, **common)
+    return _peft().LoraConfig(
+        lora_alpha=adapter.rank,
+        target_parameters=list(adapter.parameters) or None,
+        fan_in_fan_out=adapter.transposed,
+        bias="lora_only",
+        **common,
+    )
+
+
+def _takes_lora(model: ChatModel, parameters: Sequence[WriterParameter]) -> bool:
+    """Return whether PEFT puts a LoRA on the linear layers that are edited.
+
+    It does not on `out_proj` of mamba families, whose fused kernels read the weight past its module; they do so in training alone.
+    """
+    owners = {p.name.rpartition(".")[0] for p in parameters}
+    linear = sorted(name for name in owners if isinstance(model.network.get_submodule(name), nn.Linear))
+    try:
+        _peft().get_peft_model(_like(model), _peft().LoraConfig(r=1, target_modules=linear))
+    except ValueError:
+        return not linear
+    return True
 
 
 def with_adapter(model: ChatModel, folder: Path) -> ChatModel:
@@ -112,21 +141,25 @@ def with_adapter(model: ChatModel, folder: Path) -> ChatModel:
     Raises:
         UserError: peft is not installed, or it does not find every tensor of the adapter in the model.
     """
-    return replace(model, network=_wrapped_by_peft(model.network, folder).get_base_model())
+    return replace(model, network=_read_by_peft(model, model.network, folder).get_base_model())
 
 
-def _wrapped_by_peft(network: nn.Module, folder: Path) -> Any:
+def _read_by_peft(model: ChatModel, network: nn.Module, folder: Path) -> Any:
+    return _by_peft(model, lambda peft: peft.PeftModel.from_pretrained(network, str(folder)))
+
+
+def _by_peft(model: ChatModel, act: Callable[[Any], Any]) -> Any:
+    """Return what PEFT does; raises `UserError` if it refuses, or leaves anything out."""
     with warnings.catch_warnings():
         # PEFT only warns of factors that it leaves out, and the edit would be incomplete.
         warnings.filterwarnings("error", message=".*missing adapter keys.*")
         # PEFT reads an attribute that transformers renamed.
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
         try:
-            return _peft().PeftModel.from_pretrained(network, str(folder))
+            return act(_peft())
         except (UserWarning, ValueError, RuntimeError, KeyError) as error:
-            raise UserError(
-                f"PEFT does not take the adapter for {type(network).__name__}: {first_line(error)[:160]}; save the edited model instead."
-            ) from error
+            network, reason = type(model.network).__name__, first_line(error)[:160]
+            raise UserError(f"PEFT does not take the adapter for {network}: {reason}; save the edited model instead.") from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,6 +200,17 @@ def _part(model: ChatModel, described: WriterParameter, edit: WriterEdit, *, bar
     else:
         tensors = {"lora_A.weight": a.mT.flatten(0, 1), "lora_B.weight": b.permute(1, 2, 0).flatten(1)}
     return _Part(described.name, place, whole, factors=True, tensors=tensors)
+
+
+def _kronecker(part: _Part) -> _Part:
+    """Return two factors of a linear layer under the names of a LoKr: 1 Kronecker (B A)."""
+    if not part.factors:
+        raise UserError(
+            f"PEFT allows no LoRA on this architecture, and its other adapters hold no bias such as {part.name}; save the edited model "
+            "instead."
+        )
+    names = {"lokr_w2_a": part.tensors["lora_B.weight"], "lokr_w2_b": part.tensors["lora_A.weight"], "lokr_w1": torch.ones(1, 1)}
+    return replace(part, tensors=names)
 
 
 def _factors(weight: Tensor, edit: WriterEdit) -> tuple[Float[Tensor, "expert d_in k"], Float[Tensor, "expert d_model k"]]:
