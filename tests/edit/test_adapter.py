@@ -6,7 +6,7 @@ import peft
 import pytest
 import torch
 from safetensors import safe_open
-from transformers import AutoModelForCausalLM, LagunaConfig, MambaConfig
+from transformers import AutoModelForCausalLM, MambaConfig
 
 from resect.edit.adapter import make_adapter, save_adapter, with_adapter
 from resect.edit.hooks import applied
@@ -132,27 +132,6 @@ def test_a_bias_that_no_adapter_holds_is_refused_by_name(tiny):
     writers = find_writers(model)
     with pytest.raises(UserError, match=r"hold no bias such as backbone\.layers\.0\.mixer\.out_proj\.bias; save the edited model"):
         make_adapter(model, writers, plan_of(writers))
-
-
-def test_names_are_written_so_that_peft_reads_them_as_the_networks(tiny, tmp_path):
-    """A loading rule of this family, `mlp.shared_expert.`, hits the network's own `mlp.shared_experts` and doubles its last dot."""
-    torch.manual_seed(3)
-    sizes = {"hidden_size": 32, "intermediate_size": 40, "moe_intermediate_size": 24, "shared_expert_intermediate_size": 24, "head_dim": 8}
-    config = LagunaConfig(
-        vocab_size=260, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, num_experts=4, num_experts_per_tok=2, **sizes
-    )
-    model = wrap(AutoModelForCausalLM.from_config(config), tiny("qwen3").tokenizer, name="laguna")
-    writers = find_writers(model)
-    with applied(model, writers, plan_of(writers)):
-        hooked = logits(model.network)
-    adapter = make_adapter(model, writers, plan_of(writers))
-    save_adapter(model, adapter, tmp_path / "adapter", card="")
-    with safe_open(tmp_path / "adapter" / "adapter_model.safetensors", "pt") as file:
-        written = set(file.keys())
-    shared = {name for name in adapter.tensors if ".shared_experts." in name}
-    assert shared
-    assert set(adapter.tensors) - written == shared
-    assert distance(logits(with_adapter(model, tmp_path / "adapter").network), hooked) <= 1e-5
 
 
 def test_an_adapter_that_peft_would_not_take_is_not_written(tiny, tmp_path, monkeypatch):

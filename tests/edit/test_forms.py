@@ -44,7 +44,9 @@ def test_all_forms_compute_the_same_logits_and_touch_nothing_else(tiny, family, 
     report = bake(model, writers, plan)
     assert distance(hooked, before) > 1e-2
     assert distance(rows[0], hooked[0]) <= TOLERANCE
-    assert torch.equal(rows[1], before[1])
+    # Experts compute the tokens of both rows at once, and the last bits of a product depend on how many there are.
+    experts = any(p.layout.startswith("expert") for w in writers for p in w.parameters)
+    assert distance(rows[1], before[1]) <= (1e-6 if experts else 0)
     assert distance(adapter, hooked) <= TOLERANCE
     assert distance(logits(model), hooked) <= TOLERANCE
     touched = {change.name for change in report.changes}

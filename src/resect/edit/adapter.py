@@ -128,9 +128,10 @@ def _takes_lora(model: ChatModel, parameters: Sequence[WriterParameter]) -> bool
     """
     owners = {p.name.rpartition(".")[0] for p in parameters}
     linear = sorted(name for name in owners if isinstance(model.network.get_submodule(name), nn.Linear))
+    config = _peft().LoraConfig(r=1, target_modules=linear)
     try:
-        _peft().get_peft_model(_like(model), _peft().LoraConfig(r=1, target_modules=linear))
-    except ValueError:
+        _by_peft(model, lambda peft: peft.get_peft_model(_like(model), config))
+    except UserError:
         return not linear
     return True
 
