@@ -388,6 +388,8 @@ def test_what_cannot_be_meant_is_refused_in_one_line(staged, suite, refuses, tmp
         "--suite FILE or --tasks NAMES."
     )
     refuses("evaluate", tmp_path, message=message)
+    message = "--no-cache goes with a run folder, and nothing is kept of default outside --out; leave it out."
+    refuses("evaluate", "default", "--suite", suite, "--no-cache", message=message)
     judges = "markers, log_odds, classifier:MODEL, endpoint:URL"
     message = f"One judge is never shown alone, and only markers is named; add another --judge of {judges}."
     refuses("evaluate", "default", "--judge", "markers", message=message)

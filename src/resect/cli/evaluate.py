@@ -44,6 +44,8 @@ def evaluate(  # noqa: PLR0913
             evaluate.refuse_run(target)
         stages.evaluate(Path(target), device=device, trust_remote_code=trust, no_cache=no_cache, as_json=as_json)
         return
+    if no_cache:
+        evaluate.refuse_no_cache(target)
     options = JudgeOptions(
         names=tuple(judge) or DEFAULT,
         labels=tuple(judge_label),

@@ -80,6 +80,11 @@ def refuse_run(target: str) -> None:
     )
 
 
+def refuse_no_cache(target: str) -> None:
+    """Raise `UserError` where `--no-cache` was given with a model."""
+    raise UserError(f"--no-cache goes with a run folder, and nothing is kept of {target} outside --out; leave it out.")
+
+
 def evaluate(request: Request, settings: Sequence[str], *, out: Path, load: Mapping[str, Any], as_json: bool) -> None:
     """Score the models on the suite and the tasks, write `evaluation.json`, and show it.
 
