@@ -31,8 +31,8 @@ def sleep(name):
     (folder / name).write_text(str(os.getpid()))
     time.sleep(300)
 
-model = SimpleNamespace(device=torch.device("cpu"), network=torch.nn.Linear(2, 2))
-side_by_side(model, Steps(folder), {n: lambda n=n: sleep(n) for n in ("a", "b")}, processes=2)
+model, steps = SimpleNamespace(device=torch.device("cpu"), network=torch.nn.Linear(2, 2)), Steps(folder)
+side_by_side(model, steps, {n: lambda n=n: steps.json(f"step_{n}", lambda: sleep(n)) for n in ("a", "b")}, processes=2)
 """
 
 
@@ -78,6 +78,14 @@ def test_steps_that_are_there_are_not_taken_again(model, steps):
     first = tasks(steps)["c"]()
     assert side_by_side(model, steps, tasks(steps), processes=2)["c"] == first
     assert steps.said.count("c") == 1
+
+
+def test_no_process_is_begun_where_everything_is_there(model, steps, monkeypatch):
+    found = side_by_side(model, steps, tasks(steps), processes=2)
+    monkeypatch.setattr(module, "_go_ahead", lambda *_: pytest.fail("a process for nothing"))
+    again = Steps(steps.folder)
+    assert side_by_side(model, again, tasks(again), processes=2) == found
+    assert again.seconds == {}
 
 
 @pytest.mark.parametrize("processes", [1, 2])

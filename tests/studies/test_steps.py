@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from resect.cache import Cache, Key
 from resect.errors import UserError
-from resect.studies.steps import Steps
+from resect.studies.steps import NotKept, Steps
 
 
 def never():
@@ -83,3 +83,16 @@ def test_a_step_that_fails_is_not_kept(tmp_path):
     with pytest.raises(UserError, match=r"'rows'.* holds NaN"):
         Steps(tmp_path / "first", cache=cache).tensors("one", lambda: {"rows": torch.tensor([float("nan")])}, key=key)
     assert cache.find(key) is None
+
+
+def test_one_who_only_looks_computes_nothing(tmp_path):
+    steps, computed = Steps(tmp_path), []
+    steps.json("there", lambda: computed.append("there") or 1)
+    with steps.looking():
+        assert steps.json("there", lambda: computed.append("again")) == 1
+        with pytest.raises(NotKept, match="missing"):
+            steps.json("missing", lambda: computed.append("missing"))
+        with pytest.raises(NotKept, match="tensors"):
+            steps.tensors("tensors", lambda: computed.append("tensors"))
+    assert computed == ["there"]
+    assert steps.json("missing", lambda: 2) == 2

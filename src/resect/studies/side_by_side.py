@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from logging.handlers import QueueHandler
 from queue import Queue
 from typing import Any, TypeVar
@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import torch
 
 from resect.models.load import ChatModel
-from resect.studies.steps import Steps
+from resect.studies.steps import NotKept, Steps
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -39,10 +39,22 @@ def side_by_side(model: ChatModel, steps: Steps, tasks: Mapping[str, Callable[[]
     Raises: what a task raises.
     """
     with threads_of_steps(model):
-        count = min(processes or _cores(), len(tasks))
+        # Processes cost a third of a second, and there may be nothing to do for them.
+        known = _known(steps, tasks)
+        rest = {name: task for name, task in tasks.items() if name not in known}
+        count = min(processes or _cores(), len(rest))
         if count > 1 and _is_small(model) and _can_fork():
-            _go_ahead(steps, tasks, count)
-        return {name: task() for name, task in tasks.items()}
+            _go_ahead(steps, rest, count)
+        return {name: known[name] if name in known else task() for name, task in tasks.items()}
+
+
+def _known(steps: Steps, tasks: Mapping[str, Callable[[], T]]) -> dict[str, T]:
+    """Return the results of the tasks of which every step is finished or in the cache."""
+    known = {}
+    for name, task in tasks.items():
+        with steps.looking(), suppress(NotKept):
+            known[name] = task()
+    return known
 
 
 @contextmanager

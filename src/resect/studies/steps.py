@@ -1,7 +1,8 @@
 """Finished steps of a study on disk, so that a killed run goes on where it stopped and ends with the same numbers."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,10 @@ from resect import artifacts
 from resect.cache import Cache, Kept, Key, remember
 
 TENSORS = "resect.step/1"
+
+
+class NotKept(Exception):
+    """A step would have to be computed while one only looks (`Steps.looking`)."""
 
 
 class Steps:
@@ -26,6 +31,16 @@ class Steps:
         self.folder, self.cache = folder, cache
         self.on_step = on_step or (lambda _: None)
         self.seconds: dict[str, float] = {}
+        self._looking = False
+
+    @contextmanager
+    def looking(self) -> Iterator[None]:
+        """Raise `NotKept` for a step that is neither finished nor in the cache, and compute nothing, inside the `with` block."""
+        self._looking = True
+        try:
+            yield
+        finally:
+            self._looking = False
 
     def json(self, name: str, compute: Callable[[], Any], *, key: Key | None = None, whole: Callable[[Any], bool] = lambda _: True) -> Any:
         """Return the step's JSON value, computed or read back.
@@ -49,6 +64,8 @@ class Steps:
         return artifacts.load_tensors(path, format=TENSORS)[0]
 
     def _timed(self, name: str, compute: Callable[[], Any]) -> Any:
+        if self._looking:
+            raise NotKept(name)
         self.on_step(name)
         start = time.perf_counter()
         value = compute()
