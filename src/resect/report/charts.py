@@ -14,9 +14,16 @@ WIDE, NARROW = 900, 342
 _INK, _MUTED, _AXIS, _CARD = (PALETTE[name][0] for name in ("ink", "muted", "axis", "card"))
 
 
+class _Rows(alt.InlineData):
+    """Rows that all copies of a chart share: altair copies a chart at every step, and with its rows that was a third of a report's time."""
+
+    def __deepcopy__(self, _memo: object) -> "_Rows":
+        return self
+
+
 def data(rows: list[dict[str, Any]]) -> alt.InlineData:
     """Return rows as chart data that is written into the chart itself."""
-    return alt.InlineData(values=rows)
+    return _Rows(values=rows)
 
 
 # ---- refusal against KL ---------------------------------------------------------------------------------------------
@@ -127,17 +134,19 @@ def _draw_tradeoff(
     for arm in dict.fromkeys(row["arm"] for row in curves):
         base = alt.Chart(data([row for row in curves if row["arm"] == arm])).encode(x=x, y=y, color=colour)
         dash = list(styles[arm].dash) if arm in styles else [1, 0]
-        layers += [base.mark_line(strokeWidth=1.4, opacity=0.75, strokeDash=dash, aria=False).encode(order="order:Q")]
-        layers += [base.mark_circle(size=14, opacity=0.75).encode(description="tip:N")]
+        layers += [base.mark_line(strokeWidth=1.4, opacity=0.75, strokeDash=dash, aria=False).encode(order=alt.Order("order:Q"))]
+        layers += [base.mark_circle(size=14, opacity=0.75).encode(description=alt.Description("tip:N"))]
     chosen = alt.Chart(data(flags)).encode(x=x, color=colour)
     poles = alt.Chart(data([flag for flag in flags if flag["flag"] is not None])).encode(x=x, color=colour)
-    bare = alt.Chart(data([flag for flag in flags if flag["flag"] is None])).encode(x=x, y=y, color=colour, text="arm:N")
+    bare = alt.Chart(data([flag for flag in flags if flag["flag"] is None])).encode(x=x, y=y, color=colour, text=alt.Text("arm:N"))
     layers += [
-        poles.mark_rule(strokeWidth=0.9, opacity=0.55, aria=False).encode(y=y, y2="flag:Q"),
-        chosen.mark_rule(strokeWidth=1.8, aria=False).encode(y="ylow:Q", y2="yhigh:Q"),
-        chosen.mark_rule(strokeWidth=1.8, aria=False).encode(x="xlow:Q", x2="xhigh:Q", y="y:Q"),
-        chosen.mark_point(filled=True, size=110, opacity=1, stroke=_CARD, strokeWidth=1).encode(y="y:Q", shape=shape, description="tip:N"),
-        poles.mark_text(align="right", dx=-4, dy=-1, fontSize=12, aria=False).encode(y="flag:Q", text="arm:N"),
+        poles.mark_rule(strokeWidth=0.9, opacity=0.55, aria=False).encode(y=y, y2=alt.Y2("flag:Q")),
+        chosen.mark_rule(strokeWidth=1.8, aria=False).encode(y=alt.Y("ylow:Q"), y2=alt.Y2("yhigh:Q")),
+        chosen.mark_rule(strokeWidth=1.8, aria=False).encode(x=alt.X("xlow:Q"), x2=alt.X2("xhigh:Q"), y=alt.Y("y:Q")),
+        chosen.mark_point(filled=True, size=110, opacity=1, stroke=_CARD, strokeWidth=1).encode(
+            y=alt.Y("y:Q"), shape=shape, description=alt.Description("tip:N")
+        ),
+        poles.mark_text(align="right", dx=-4, dy=-1, fontSize=12, aria=False).encode(y=alt.Y("flag:Q"), text=alt.Text("arm:N")),
         bare.mark_text(align="left", dx=9, dy=-9, fontSize=12, aria=False),
     ]
     return alt.layer(*layers).properties(width=width, height=round(height * (1.06 - bottom)))
@@ -165,5 +174,9 @@ def verdict_bars(run: RunFolder, *, wide: bool) -> Chart | None:
     colour = alt.Color("verdict:N", scale=alt.Scale(domain=used, range=[PALETTE[verdict][0] for verdict in used]), legend=legend)
     y = alt.Y("arm:N", sort=arms, title=None, axis=alt.Axis(labelLimit=170, ticks=False, domain=False, labelColor=_INK))
     x = alt.X("start:Q", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(format="%", tickCount=5, title="share of harmful test prompts"))
-    bars = alt.Chart(data(rows)).mark_bar(stroke=_CARD, strokeWidth=1).encode(y=y, x=x, x2="end:Q", color=colour, description="tip:N")
+    bars = (
+        alt.Chart(data(rows))
+        .mark_bar(stroke=_CARD, strokeWidth=1)
+        .encode(y=y, x=x, x2=alt.X2("end:Q"), color=colour, description=alt.Description("tip:N"))
+    )
     return bars.properties(width=WIDE - 180 if wide else NARROW - 160, height=alt.Step(24))

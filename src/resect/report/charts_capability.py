@@ -43,10 +43,13 @@ def _dots(run: RunFolder, rows: list[dict[str, Any]], *, x: alt.X, wide: bool, z
         .encode(y=alt.Y("row:N", sort=names))
     )
     scales = _arm_scales(run, arms, wide=wide)
-    marks = [bands, base.mark_rule(strokeWidth=1.6, opacity=0.8, aria=False).encode(x="low:Q", x2="high:Q", color=scales["color"])]
+    marks = [
+        bands,
+        base.mark_rule(strokeWidth=1.6, opacity=0.8, aria=False).encode(x=alt.X("low:Q"), x2=alt.X2("high:Q"), color=scales["color"]),
+    ]
     if zero is not None:
-        marks.insert(1, alt.Chart(data([{"zero": zero}])).mark_rule(color=_AXIS, aria=False).encode(x="zero:Q"))
-    marks.append(base.mark_point(filled=True, size=55, opacity=1).encode(**scales, description="tip:N"))
+        marks.insert(1, alt.Chart(data([{"zero": zero}])).mark_rule(color=_AXIS, aria=False).encode(x=alt.X("zero:Q")))
+    marks.append(base.mark_point(filled=True, size=55, opacity=1).encode(**scales, description=alt.Description("tip:N")))
     return alt.layer(*marks).properties(width=width, height=height)
 
 

@@ -61,7 +61,9 @@ def heat_map(run: RunFolder, *, when: str) -> Chart | None:
         y = alt.Y(
             "atom:N", sort=names, title=None, axis=alt.Axis(labelLimit=150, minExtent=150, ticks=False, domain=False, labelColor=_INK)
         )
-        cells = alt.Chart(data(mine)).mark_rect().encode(x=x, y=y, fill=alt.Fill("colour:N", scale=None), description="tip:N")
+        cells = (
+            alt.Chart(data(mine)).mark_rect().encode(x=x, y=y, fill=alt.Fill("colour:N", scale=None), description=alt.Description("tip:N"))
+        )
         sections.append(cells.properties(width=min(620, max(250, 10 * len(table))), height=alt.Step(15), title=f"{role}s"))
     return alt.vconcat(*sections, spacing=10)
 
@@ -91,8 +93,8 @@ def strength_by_layer(run: RunFolder, *, wide: bool) -> Chart | None:
             title="strength γ" if first else None, tickCount=3, domain=False, ticks=False, labels=first, minExtent=30 if first else 0
         )
         y = alt.Y("gamma:Q", scale=alt.Scale(domain=[0, top * 1.05], nice=False), axis=axis)
-        bars = alt.Chart(data(rows)).mark_bar(color=styles[arm].colour).encode(x=x, y=y, description="tip:N")
-        one = alt.Chart(data([{"y": 1}])).mark_rule(color=_AXIS, strokeDash=[3, 3], aria=False).encode(y="y:Q")
+        bars = alt.Chart(data(rows)).mark_bar(color=styles[arm].colour).encode(x=x, y=y, description=alt.Description("tip:N"))
+        one = alt.Chart(data([{"y": 1}])).mark_rule(color=_AXIS, strokeDash=[3, 3], aria=False).encode(y=alt.Y("y:Q"))
         width = (WIDE - 70) // 4 - 22 if wide else (NARROW - 66) // 2 - 10
         charts.append((bars + one).properties(width=width, height=92, title=arm))
     return alt.concat(*charts, columns=columns, spacing=20 if wide else 14)
@@ -116,8 +118,8 @@ def _line(rows: list[dict[str, Any]], *, x: alt.X, title: str, width: int, perce
     base = alt.Chart(data(rows)).encode(x=x, y=y)
     layers = [base.mark_line(strokeWidth=1.8, color=colour, aria=False)]
     if any("low" in row for row in rows):
-        layers.append(base.mark_rule(strokeWidth=1.4, color=colour, aria=False).encode(y="low:Q", y2="high:Q"))
-    layers.append(base.mark_circle(size=40, color=colour, opacity=1).encode(description="tip:N"))
+        layers.append(base.mark_rule(strokeWidth=1.4, color=colour, aria=False).encode(y=alt.Y("low:Q"), y2=alt.Y2("high:Q")))
+    layers.append(base.mark_circle(size=40, color=colour, opacity=1).encode(description=alt.Description("tip:N")))
     return alt.layer(*layers).properties(width=width, height=150)
 
 

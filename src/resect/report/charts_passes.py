@@ -64,14 +64,14 @@ def pass_spectrum(run: RunFolder, *, wide: bool) -> Chart | None:
         axis=alt.Axis(title="coefficient of the atom in the raw direction" if wide else "atom coefficient", tickCount=5, domain=False),
     )
     base = alt.Chart(data(rows)).encode(x=x, y=y, color=colour)
-    zero = alt.Chart(data([{"y": 0}])).mark_rule(color=_AXIS, aria=False).encode(y="y:Q")
+    zero = alt.Chart(data([{"y": 0}])).mark_rule(color=_AXIS, aria=False).encode(y=alt.Y("y:Q"))
     text = (
         alt.Chart(data(labels))
         .mark_text(align="left", dx=10, fontSize=12, aria=False)
-        .encode(x=x, y="place:Q", text="atom:N", color=colour)
+        .encode(x=x, y=alt.Y("place:Q"), text=alt.Text("atom:N"), color=colour)
     )
-    lines = base.mark_line(strokeWidth=1.8, aria=False).encode(detail="atom:N")
-    return alt.layer(zero, lines, base.mark_circle(size=45, opacity=1).encode(description="tip:N"), text).properties(
+    lines = base.mark_line(strokeWidth=1.8, aria=False).encode(detail=alt.Detail("atom:N"))
+    return alt.layer(zero, lines, base.mark_circle(size=45, opacity=1).encode(description=alt.Description("tip:N")), text).properties(
         width=width, height=height
     )
 
@@ -91,15 +91,15 @@ def _ceiling_panel(run: RunFolder, points: list[Any], *, key: str, titles: tuple
     base = alt.Chart(data(rows)).encode(x=x, y=y, color=colour)
     layers: list[Any] = [
         base.mark_line(strokeWidth=1.8, aria=False),
-        base.mark_rule(strokeWidth=1.4, aria=False).encode(y="low:Q", y2="high:Q"),
-        base.mark_circle(size=45, opacity=1).encode(description="tip:N"),
+        base.mark_rule(strokeWidth=1.4, aria=False).encode(y=alt.Y("low:Q"), y2=alt.Y2("high:Q")),
+        base.mark_circle(size=45, opacity=1).encode(description=alt.Description("tip:N")),
     ]
     reached = run.measure("sra", "recovery")
     if reached:
-        note = alt.Chart(data([{"y": reached.value, "text": f"sra reaches {percent(reached.value)}"}])).encode(y="y:Q")
+        note = alt.Chart(data([{"y": reached.value, "text": f"sra reaches {percent(reached.value)}"}])).encode(y=alt.Y("y:Q"))
         layers += [
             note.mark_rule(strokeDash=[4, 3], color=_INK, aria=False),
-            note.mark_text(align="left", x=4, dy=-7, color=_INK, fontSize=11.5, aria=False).encode(text="text:N"),
+            note.mark_text(align="left", x=4, dy=-7, color=_INK, fontSize=11.5, aria=False).encode(text=alt.Text("text:N")),
         ]
     return alt.layer(*layers).properties(width=width, height=200)
 

@@ -73,10 +73,10 @@ def _lines(rows: list[dict[str, Any]], *, x: alt.X, title: str, width: int) -> C
     colour = alt.Color("series:N", scale=alt.Scale(domain=names, range=colours), legend=legend)
     y = alt.Y("y:Q", axis=alt.Axis(**heading(title), tickCount=5, domain=False, ticks=False, format="~g"))
     base = alt.Chart(data(rows)).encode(x=x, y=y, color=colour)
-    layers: list[Any] = [base.mark_line(strokeWidth=1.8, aria=False).encode(detail="series:N")]
+    layers: list[Any] = [base.mark_line(strokeWidth=1.8, aria=False).encode(detail=alt.Detail("series:N"))]
     if any("low" in row for row in rows):
-        layers.append(base.mark_rule(strokeWidth=1.4, aria=False).encode(y="low:Q", y2="high:Q"))
-    layers.append(base.mark_circle(size=40, opacity=1).encode(description="tip:N"))
+        layers.append(base.mark_rule(strokeWidth=1.4, aria=False).encode(y=alt.Y("low:Q"), y2=alt.Y2("high:Q")))
+    layers.append(base.mark_circle(size=40, opacity=1).encode(description=alt.Description("tip:N")))
     return alt.layer(*layers).properties(width=width, height=180)
 
 
