@@ -33,7 +33,7 @@ class Planted:
         monkeypatch.setattr(selection, "verify", self.verify)
         monkeypatch.setattr(selection, "figures", lambda *_: {})
 
-    def screen(self, _lab, _recipes, choices, _behaviour):
+    def screen(self, _lab, _recipes, choices, _behaviour, **_):
         self.screened += choices
         return [Candidate(c, flags(self.table[c.source, c.gamma][0]), self.table[c.source, c.gamma][2]) for c in choices]
 

@@ -55,6 +55,10 @@ class SRAConfig(StudyConfig):
     """Depths whose direction is tried on all edited layers when one layer's is."""
     finalists: int = Field(default=24, ge=1)
     """Most candidates an arm that are read in whole responses after the one-token screen, best first, until one works."""
+    drop_hopeless: bool = True
+    """Whether candidates that refuse too much on 16 or 32 validation prompts are dropped from the screen."""
+    drop_error: float = Field(default=0.01, gt=0, lt=1)
+    """Probability, at most, of dropping any candidate of an arm that would have worked on all validation prompts."""
 
     passes: int = Field(default=3, ge=1)
     """Most passes of fit, edit, collect what still refuses, refit; 1 is a single fit."""

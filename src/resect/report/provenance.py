@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from resect.report.read import RunFolder
+from resect.report.read import Json, RunFolder
 from resect.report.tables import Table, arm_cell, cell, plain
 from resect.report.values import MISSING, finite, number, read_measure
 
@@ -27,7 +27,7 @@ def settings(run: RunFolder) -> Table:
                     "own, per layer" if source == "per_layer" else "none" if source is None else f"layer {source}",
                     f"{window[0]} to {window[1]}" if window else "none",
                     number(finite(entry.get("strength"))),
-                    f"{entry.get('candidates', MISSING)}",
+                    _tried(entry),
                     cell(read_measure(validation.get("refusal_rate")), measure="refusal_rate"),
                     cell(read_measure(validation.get("kl_first_token")), measure="kl_first_token"),
                 )
@@ -35,6 +35,11 @@ def settings(run: RunFolder) -> Table:
         )
     head = ("arm", "what it is", "direction", "layers edited", "strength γ", "settings tried", "validation refusals", "validation KL, nats")
     return Table(head, tuple(rows))
+
+
+def _tried(entry: Json) -> str:
+    dropped = entry.get("dropped")
+    return f"{entry.get('candidates', MISSING)}" + (f", {dropped} dropped early" if dropped else "")
 
 
 def prompt_counts(run: RunFolder) -> Table | None:

@@ -111,6 +111,9 @@ def sources(run: RunFolder) -> Table | None:
 def _source_cells(row: Json | None) -> tuple[Cell, Cell]:
     if row is None:
         return Cell("not tried"), Cell("not tried")
+    if row.get("dropped"):
+        refusals, prompts = row["dropped"]
+        return Cell("dropped early"), Cell(f"{refusals} of the first {prompts}")
     place = f"strength {row['gamma']:g}" + ("" if row["source"] is None else f", layer {row['source']}")
     return Cell(number(finite(row["kl"])), place), Cell(percent(finite(row["refusal"])))
 

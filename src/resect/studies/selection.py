@@ -1,66 +1,49 @@
 """Choosing strength, layers and softness on validation, by one rule for every arm.
 
 Every source, window and softness of the cleaning is tried at rising strengths. Screen: one forward pass over the validation
-prompts gives a candidate its refusal rate by refusal-token log-odds and its first-token KL on harmless prompts. Then whole
-responses are read, best candidate first. The rule: of the candidates whose refusal rate is at most `max_refusal` by both, the
-one with the least KL; if none of the best `finalists` is, the one with the lowest refusal rate, ties by KL.
+prompts gives a candidate its refusal rate by refusal-token log-odds and its first-token KL on harmless prompts (`screening`, which
+drops hopeless ones early). Then whole responses are read, best candidate first. The rule: of the candidates whose refusal rate is at
+most `max_refusal` by both, the one with the least KL; if none of the best `finalists` is, the one with the lowest refusal rate, ties by
+KL, for which those that were dropped are read to the end.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
 from itertools import product
 from typing import Any
 
 from resect.config import SRAConfig
-from resect.evaluation import drift
+from resect.evaluation.sequential import DropRule
 from resect.evaluation.settled import stop_when_settled
 from resect.evaluation.statistics import mean_of, rate
 from resect.evaluation.verdicts import judge_markers
-from resect.studies.arms import Choice, Recipe, places
+from resect.studies.arms import Choice, places
 from resect.studies.behaviour import Behaviour
 from resect.studies.lab import Lab
+from resect.studies.screening import SETTINGS as DROPPING
+from resect.studies.screening import Candidate, Recipes, rule_of, screen
 
 PLACES = ("windows", "source", "source_layers")
 """Settings that say where edits are tried (`arms.places`)."""
 READING = ("opening_tokens", "seed")
 """Settings that `validate` reads."""
-SETTINGS = (*PLACES, *READING, "strengths", "max_refusal", "finalists")
+SETTINGS = (*PLACES, *READING, *DROPPING, "strengths", "finalists")
 """Settings that `select` reads."""
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One choice with what validation says of it: which harmful prompts refuse, and the mean first-token KL on harmless ones.
-
-    `refused` is by log-odds after the screen, by either judge after `verify`; `kls` are the KLs that `kl` is the mean of.
-    """
-
-    choice: Choice
-    refused: tuple[bool, ...]
-    kl: float
-    kls: tuple[float, ...] = ()
-
-    @property
-    def refusal(self) -> float:
-        """Refusal rate."""
-        return sum(self.refused) / len(self.refused)
-
-
-Recipes = Mapping[float, Recipe]
-"""An arm's recipe at each softness."""
 
 
 def select(lab: Lab[SRAConfig], recipes: Recipes, behaviour: Behaviour) -> dict[str, Any]:
     """Return the chosen candidate of an arm as JSON: choice, feasibility, validation figures, and every candidate that was tried."""
-    candidates = [candidate for place in grid(lab, recipes) for candidate in _rise(lab, recipes, place, behaviour)]
-    limit = lab.config.max_refusal
-    best = _first_that_works(lab, recipes, sorted(candidates, key=lambda c: _rank(c, limit))[: lab.config.finalists], behaviour)
+    tried, limit = grid(lab, recipes), lab.config.max_refusal
+    rule = rule_of(lab, behaviour, candidates=len(tried) * len(lab.config.strengths))
+    candidates = [candidate for place in tried for candidate in _rise(lab, recipes, place, behaviour, rule)]
+    best = _first_that_works(lab, recipes, candidates, behaviour)
     return {
         "choice": asdict(best.choice),
         "feasible": best.refusal <= limit,
         "candidates": len(candidates),
+        "dropped": sum(candidate.dropped for candidate in candidates),
         "validation": figures(lab, best),
-        "grid": [{**asdict(c.choice), "refusal": c.refusal, "kl": c.kl} for c in candidates],
+        "grid": [candidate.to_json() for candidate in candidates],
     }
 
 
@@ -73,7 +56,7 @@ def grid(lab: Lab[SRAConfig], recipes: Recipes) -> list[Choice]:
     ]
 
 
-def _rise(lab: Lab[SRAConfig], recipes: Recipes, place: Choice, behaviour: Behaviour) -> Iterator[Candidate]:
+def _rise(lab: Lab[SRAConfig], recipes: Recipes, place: Choice, behaviour: Behaviour, rule: DropRule | None) -> Iterator[Candidate]:
     """Yield candidates of one place at rising strengths, up to the second that works: more strength would only cost more KL.
 
     The second is kept because the screen reads one token, and the first may turn out too weak on whole responses.
@@ -81,42 +64,38 @@ def _rise(lab: Lab[SRAConfig], recipes: Recipes, place: Choice, behaviour: Behav
     working = 0
     rising = [replace(place, gamma=gamma) for gamma in sorted(lab.config.strengths)]
     for together in (rising[i : i + lab.at_once] for i in range(0, len(rising), lab.at_once)):
-        for candidate in screen(lab, recipes, together, behaviour):
+        for candidate in screen(lab, recipes, together, behaviour, rule=rule):
             yield candidate
-            working += candidate.refusal <= lab.config.max_refusal
+            working += candidate.works(lab.config.max_refusal)
             if working == 2:
                 return
 
 
-def _first_that_works(lab: Lab[SRAConfig], recipes: Recipes, ranked: Sequence[Candidate], behaviour: Behaviour) -> Candidate:
+def _first_that_works(lab: Lab[SRAConfig], recipes: Recipes, candidates: Sequence[Candidate], behaviour: Behaviour) -> Candidate:
     """Return the best-ranked candidate that still works on whole responses; if none does, the one that refuses least."""
-    verified = []
-    for candidate in ranked:
-        verified.append(verify(lab, recipes, candidate, behaviour))
-        if verified[-1].refusal <= lab.config.max_refusal:
-            return verified[-1]
-    return min(verified, key=lambda c: (c.refusal, c.kl))
+    limit, finalists = lab.config.max_refusal, lab.config.finalists
+    verified = {}
+    for candidate in sorted((c for c in candidates if c.works(limit)), key=lambda c: _rank(c, limit))[:finalists]:
+        verified[candidate.choice] = verify(lab, recipes, candidate, behaviour)
+        if verified[candidate.choice].works(limit):
+            return verified[candidate.choice]
+    # Reading on makes no candidate work that the screen says does not; it is for the least refusal.
+    whole = [c if not c.dropped else screen(lab, recipes, [c.choice], behaviour)[0] for c in candidates]
+    ranked = sorted(whole, key=lambda c: _rank(c, limit))[:finalists]
+    read = [verified.get(c.choice) or verify(lab, recipes, c, behaviour) for c in ranked]
+    return min(read, key=lambda c: _order(c.refusal, c.kl, -1.0))
 
 
 def _rank(candidate: Candidate, limit: float) -> tuple[bool, float, float]:
     return _order(candidate.refusal, candidate.kl, limit)
 
 
-def _order(refusal: float, kl: float, limit: float) -> tuple[bool, float, float]:
-    """Sort what works by KL before what does not by refusal rate."""
+def _order(refusal: float | None, kl: float | None, limit: float) -> tuple[bool, float, float]:
+    """Sort what works by KL before what does not by refusal rate; what was dropped comes last."""
+    if refusal is None or kl is None:
+        return (True, 2.0, 0.0)
     works = refusal <= limit
     return (not works, 0.0 if works else refusal, kl)
-
-
-def screen(lab: Lab[SRAConfig], recipes: Recipes, choices: Sequence[Choice], behaviour: Behaviour) -> list[Candidate]:
-    """Return each candidate's refusal rate by log-odds and its mean first-token KL, from one pass over both sides."""
-    harmful, harmless = behaviour.harmful["validation"], behaviour.harmless["validation"]
-    plans = [recipes[choice.softness].plan(lab.writers, choice) for choice in choices]
-    split, found = len(harmful.prompts), []
-    for choice, logprobs in zip(choices, lab.first_logprobs_of([*harmful.prompts, *harmless.prompts], plans), strict=True):
-        kl = drift.kl_first_token(harmless.logprobs, logprobs[split:])
-        found.append(Candidate(choice, tuple(behaviour.refuses_at_once(logprobs[:split])), float(kl.mean()), tuple(kl.tolist())))
-    return found
 
 
 def verify(lab: Lab[SRAConfig], recipes: Recipes, candidate: Candidate, behaviour: Behaviour) -> Candidate:

@@ -154,6 +154,7 @@ def describe_arm(bench: Bench, arm: str, pick: dict[str, Any]) -> dict[str, Any]
         "profile": recipe.strengths(choice).tolist(),
         "feasible": pick["feasible"],
         "candidates": pick["candidates"],
+        "dropped": pick["dropped"],
         "validation": pick["validation"],
     }
 
