@@ -12,7 +12,8 @@ from resect.edit.bake import edited_weight
 from resect.edit.plan import WriterEdit
 from resect.errors import UserError
 from resect.layout import OUTPUT_AXIS, Layout
-from resect.models.checkpoint import PLAIN, Stored
+from resect.models.checkpoint import PLAIN
+from resect.models.files import Stored
 
 # Numbers at a time. Measured: in float32 they stay in the processor's cache, and an edit is eight times as fast as on whole tensors.
 _TILE = 1 << 19
