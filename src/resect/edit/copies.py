@@ -16,8 +16,6 @@ from resect.edit.output import JOB, JOURNAL, check_out, partial_of
 from resect.errors import UserError
 from resect.models.files import Shard, open_files
 
-_AT_ONCE = 2  # files: while the disk takes one in, the other is read
-
 Stamp = tuple[int, int, int]
 """What tells whether a file is still the one that it was: its inode, its size, and when it was written."""
 
@@ -28,7 +26,7 @@ class Copies:
     def __init__(self, shards: Iterable[Shard], partial: Path) -> None:
         self.partial = partial
         self._stopped = Event()
-        self._pool = ThreadPoolExecutor(_AT_ONCE)
+        self._pool = ThreadPoolExecutor(1)
         self._jobs: dict[str, Future[Stamp]] = {}
         for shard in shards:
             self._begin(shard)

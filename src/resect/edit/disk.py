@@ -1,24 +1,26 @@
 """Bytes that go past the page cache, where the system lets them: written without filling it, read back from the disk itself.
 
-Measured on ext4 with two busy cores: 12 GB are copied in 8 s past the cache and in 13 s through it, as `cp` does; cold files are read
-twice as fast. Nothing here needs torch.
+Measured on ext4, 12 GB that the cache holds: from mapped memory past the cache the copy takes 6.4 s and 0.3 s of a processor; through it, as
+`cp` does, 8.1 s and 5.9 s. Nothing here needs torch.
 """
 
 import os
 from collections.abc import Iterator
 from concurrent.futures import CancelledError
+from contextlib import ExitStack
 from errno import EINVAL, EOPNOTSUPP
 from io import FileIO
-from mmap import mmap
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from threading import Event
+from types import TracebackType
+from typing import Self
 
 from resect.errors import UserError
-from resect.models.files import fill
 
 _DIRECT = getattr(os, "O_DIRECT", 0)
 _ALIGN = 4096  # what reads and writes past the cache start at, in files and in memory
-_STEP = 1 << 24  # bytes at a time
+_STEP = 1 << 24  # bytes at a time; a mapping counts as the process's memory
 _REFUSED = (EINVAL, EOPNOTSUPP)
 
 
@@ -26,37 +28,76 @@ def copy(source: Path, target: Path, stopped: Event) -> None:
     """Write a file's bytes to another, which is not on the disk for sure before it is synced.
 
     Raises:
+        UserError: if the file is cut short meanwhile.
         CancelledError: once `stopped` is set.
         OSError: no space left, and the like.
     """
-    try:
-        _copy(source, target, stopped, _DIRECT)
-    except OSError as error:
-        if error.errno not in _REFUSED:
-            raise
-        _copy(source, target, stopped, 0)
-
-
-def _copy(source: Path, target: Path, stopped: Event, flags: int) -> None:
-    with source.open("rb", buffering=0) as read, _opened(target, "wb", flags) as written:
-        size, done = os.fstat(read.fileno()).st_size, 0
-        buffer = memoryview(mmap(-1, _STEP))
-        while done < size:
+    with source.open("rb", buffering=0) as read, Overwritten(target, "wb") as written:
+        size = os.fstat(read.fileno()).st_size
+        for start in range(0, size, _STEP):
             if stopped.is_set():
                 raise CancelledError
-            count = min(_STEP, size - done)
-            fill(buffer[:count], read, where=source.name)
-            # Whole blocks only; what the last one has too much is cut off.
-            write(written, buffer[: -(-count // _ALIGN) * _ALIGN])
-            done += count
-        written.truncate(size)
+            try:
+                with mmap(read.fileno(), min(_STEP, size - start), access=ACCESS_READ, offset=start) as data, memoryview(data) as view:
+                    written.write(view, start)
+            except (ValueError, OSError) as error:
+                # Of mapped memory that is no longer there the system says ValueError or EFAULT.
+                if os.fstat(read.fileno()).st_size < size:
+                    raise UserError(f"{source} changed while it was copied; give the same command again once nothing writes to it.") from error
+                raise
 
 
-def write(written: FileIO, data: memoryview) -> None:
-    """Write all of the data."""
+class Overwritten:
+    """A file whose bytes are written at any place: whole blocks past the page cache, the ends of what is no whole block through it."""
+
+    def __init__(self, path: Path, mode: str = "r+b") -> None:
+        with ExitStack() as stack:
+            self._plain = stack.enter_context(path.open(mode, buffering=0))
+            try:
+                self._direct = stack.enter_context(_opened(path, "r+b", _DIRECT))
+            except OSError as error:
+                if error.errno not in _REFUSED:
+                    raise
+                self._direct = self._plain
+            self._open = stack.pop_all()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._open.close()
+
+    def write(self, data: memoryview, at: int) -> None:
+        """Write the data at a place; in memory it should stand as far behind a multiple of the block (`room`) as in the file."""
+        stop = at + len(data)
+        first = min(stop, -(-at // _ALIGN) * _ALIGN)
+        last = max(first, stop // _ALIGN * _ALIGN)
+        _write(self._plain, data[: first - at], at)
+        try:
+            _write(self._direct, data[first - at : last - at], first)
+        except OSError as error:
+            if error.errno not in _REFUSED or self._direct is self._plain:
+                raise
+            self._direct = self._plain
+            _write(self._direct, data[first - at : last - at], first)
+        _write(self._plain, data[last - at :], last)
+
+    def sync(self) -> None:
+        """Wait until every byte is on the disk."""
+        os.fsync(self._plain.fileno())
+
+
+def room(count: int, at: int) -> memoryview:
+    """Return memory for bytes that `Overwritten` will write at a place."""
+    before = at % _ALIGN
+    return memoryview(mmap(-1, before + max(1, count)))[before : before + count]
+
+
+def _write(file: FileIO, data: memoryview, at: int) -> None:
+    file.seek(at)
     done = 0
     while done < len(data):
-        done += written.write(data[done:]) or 0
+        done += file.write(data[done:]) or 0
 
 
 def from_disk(path: Path) -> FileIO:

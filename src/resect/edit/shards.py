@@ -1,6 +1,5 @@
 """One file of a checkpoint, copied, and then edited where the edited tensors stand: every other byte as it was; and read back."""
 
-import os
 import zlib
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from resect.artifacts import sync_folder
-from resect.edit.disk import chunks, from_disk, write
+from resect.edit.disk import Overwritten, chunks, from_disk, room
 from resect.edit.pieces import Measured, Piece, edit_piece
 from resect.models.files import Shard, fill
 
@@ -22,9 +21,9 @@ def overwrite(shard: Shard, copied: Path, pieces: Sequence[Piece]) -> tuple[Meas
         UserError: NaN or infinity in a tensor that is edited, or that its edit would make.
         OSError: no space left, and the like.
     """
-    with shard.path.open("rb", buffering=0) as source, copied.open("r+b", buffering=0) as written:
+    with shard.path.open("rb", buffering=0) as source, Overwritten(copied) as written:
         measured = tuple(_edit(source, written, piece) for piece in _in_order(pieces))
-        os.fsync(written.fileno())
+        written.sync()
     return measured
 
 
@@ -53,21 +52,21 @@ def _in_order(pieces: Sequence[Piece]) -> list[Piece]:
     return sorted(pieces, key=lambda piece: piece.stored.start)
 
 
-def _edit(source: FileIO, written: FileIO, piece: Piece) -> Measured:
-    crc = 0
+def _edit(source: FileIO, written: Overwritten, piece: Piece) -> Measured:
+    crc, at = 0, piece.stored.start
 
-    def read(count: int) -> bytearray:
-        data = bytearray(count)
+    def read(count: int) -> memoryview:
+        data = room(count, at)
         fill(data, source, where=piece.stored.key)
         return data
 
     def put(data: memoryview) -> None:
-        nonlocal crc
+        nonlocal crc, at
         crc = zlib.crc32(data, crc)
-        write(written, data)
+        written.write(data, at)
+        at += len(data)
 
-    source.seek(piece.stored.start)
-    written.seek(piece.stored.start)
+    source.seek(at)
     return replace(edit_piece(piece, read, put), crc=crc)
 
 
