@@ -11,13 +11,13 @@ from resect.artifacts import dump_json
 from resect.commands import console
 from resect.commands.card import Subject, model_card
 from resect.commands.edits import Edit, Made, from_directions, from_run, given
-from resect.commands.inputs import names_organism
 from resect.edit.copies import Copies
 from resect.edit.output import check_out
 from resect.edit.proof import FILE, FORMAT
 from resect.edit.stream import StreamReport, stream
 from resect.models.blockwise import skeleton_writers
 from resect.models.skeleton import Skeleton, open_skeleton
+from resect.organism.shipped import names_organism
 
 
 def is_possible(model: str, made: Made, load: Mapping[str, Any]) -> bool:

@@ -93,7 +93,7 @@ def _parts(piece: Piece) -> list[tuple[int, ...]]:
     if piece.edit.preserve != "nothing" or OUTPUT_AXIS[piece.layout] != len(shape) - 1:
         return [shape] if len(shape) < 3 else [(1, *shape[1:])] * shape[0]
     rows, width = prod(shape[:-1]), shape[-1]
-    step = max(1, 32 * _TILE // width)
+    step = max(1, 128 * _TILE // width)
     return [(min(step, rows - first), width) for first in range(0, rows, step)]
 
 
