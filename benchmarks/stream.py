@@ -172,25 +172,28 @@ def stage(partial: Path) -> str:
     return "editing" if list(partial.glob(".*.safetensors.tmp")) else "finishing"
 
 
-def watch(source: Path, out: Path) -> dict[str, tuple[float, float]]:
-    """Return when the stages of an undisturbed command began and ended, in seconds from its start."""
-    partial, start, seen = out.with_name(f".{out.name}.partial"), time.perf_counter(), {}
+def watch(source: Path, out: Path) -> dict[str, float]:
+    """Return for how many seconds an undisturbed command copies ahead, and for how many it edits."""
+    partial, seen = out.with_name(f".{out.name}.partial"), {}
     process = started(command(source, out))
     while not out.exists() and process.poll() is None:
-        now, name = time.perf_counter() - start, stage(partial)
+        now, name = time.perf_counter(), stage(partial)
         seen[name] = (seen.get(name, (now, now))[0], now)
         time.sleep(0.001)
     process.wait()
-    return seen
+    return {name: seen[name][1] - seen[name][0] for name in ("copying", "editing")}
 
 
-def kill_after(source: Path, out: Path, seconds: float) -> str:
-    """Kill the command after so many seconds; return the stage that it was in, or that it was over."""
+def kill_in(name: str, source: Path, out: Path, seconds: float) -> str:
+    """Kill the command so many seconds after a stage begins; return the stage that it was in, or that it was over."""
+    partial = out.with_name(f".{out.name}.partial")
     process = started(command(source, out))
+    while process.poll() is None and not ((partial / JOURNAL / JOB) if name == "editing" else partial).exists():
+        time.sleep(0.001)
     time.sleep(seconds)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    return "late" if out.exists() else stage(out.with_name(f".{out.name}.partial"))
+    return "late" if out.exists() else stage(partial)
 
 
 def kill_at_rename(source: Path, out: Path, number: int) -> str:
@@ -204,8 +207,8 @@ def kill_at_rename(source: Path, out: Path, number: int) -> str:
 def kill_rounds(folder: Path, kills: int, seed: int) -> dict[str, Any]:
     """Kill the command at random moments of its work, and compare what the same command then makes.
 
-    Of every four moments two are uniform from its start to its end, one is uniform while shards are edited, which takes little of that time,
-    and one is right before a rename. Kills that came too late are counted, and drawn again.
+    Of every four moments two are uniform in all the time in which it works on its output, one is uniform while shards are edited, which is
+    a small part of that, and one is right before a rename. Kills that came too late are counted, and drawn again from a shorter time.
     """
     source, out, straight = folder / "small", folder / "out", folder / "straight"
     made(source, KILLED_GB, shard_bytes=int(KILLED_GB * 1e9 / 8))
@@ -221,10 +224,13 @@ def kill_rounds(folder: Path, kills: int, seed: int) -> dict[str, Any]:
         if len(rows) % 4 == 3:
             at = kill_at_rename(source, out, chance.randrange(shards + 1))
         else:
-            first, last = stages["editing"]
-            at = kill_after(source, out, chance.uniform(first if len(rows) % 4 == 2 else 0.0, last))
+            ahead = 0.0 if len(rows) % 4 == 2 else stages["copying"]
+            moment = chance.uniform(0, ahead + stages["editing"])
+            name = "copying" if moment < ahead else "editing"
+            at = kill_in(name, source, out, moment if moment < ahead else moment - ahead)
         if at == "late":
             late += 1
+            stages["editing"] *= 0.8
             shutil.rmtree(out)
             continue
         finished = sorted(partial.glob("model*.safetensors"))
