@@ -51,7 +51,7 @@ class Overwritten(ExitStack):
 
     def __init__(self, path: Path, mode: str = "r+b") -> None:
         super().__init__()
-        self._plain = self.enter_context(path.open(mode, buffering=0))
+        self._plain = self.enter_context(_opened(path, mode, 0))
         try:
             self._direct = self.enter_context(_opened(path, "r+b", _DIRECT))
         except OSError as error:
