@@ -18,6 +18,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -29,6 +30,7 @@ import torch
 from safetensors.torch import save_file
 
 from resect import artifacts
+from resect.edit.output import JOB, JOURNAL
 
 RESULTS = Path(__file__).parent / "results" / "stream.json"
 SLOWDOWN_BAR, MEMORY_BAR_GIB = 1.5, 1.5
@@ -37,6 +39,21 @@ SMALL = {"hidden_size": 1024, "intermediate_size": 3584, "num_attention_heads": 
 LARGE_FROM_GB = 8
 SHARD_BYTES = 2_000_000_000
 KILLED_GB = 0.4
+KILLED_AT_RENAME = """
+import os, signal
+left, replace, rename = [{number}], os.replace, os.rename
+
+def killed(own):
+    def renamed(old, new, **more):
+        if str(new).endswith(".safetensors") or str(new) == {out!r}:
+            if not left[0]:
+                os.kill(os.getpid(), signal.SIGKILL)
+            left[0] -= 1
+        own(old, new, **more)
+    return renamed
+
+os.replace, os.rename = killed(replace), killed(rename)
+"""
 
 
 def shapes(config: dict[str, int]) -> dict[str, tuple[int, ...]]:
@@ -91,9 +108,9 @@ def made(folder: Path, size_gb: float, *, shard_bytes: int) -> int:
         return pool.submit(make_checkpoint, folder, size_gb, shard_bytes=shard_bytes).result()
 
 
-def command(source: Path, out: Path) -> list[str]:
+def command(source: Path, out: Path, before: str = "") -> list[str]:
     directions = source.parent / f"{source.name}.directions"
-    program = "from resect.cli import main; main()"
+    program = f"{before}\nfrom resect.cli import main; main()"
     return [sys.executable, "-c", program, "apply", str(source), "--directions", str(directions), "--out", str(out)]
 
 
@@ -128,67 +145,104 @@ def hashes(folder: Path) -> dict[str, str]:
 def time_rounds(folder: Path, size_gb: float, rounds: int) -> dict[str, Any]:
     source, out = folder / "source", folder / "out"
     total = made(source, size_gb, shard_bytes=min(SHARD_BYTES, int(size_gb * 1e9 / 4)))
-    copies, applies, peaks = [], [], []
+    copies, applies, peaks, loads = [], [], [], []
     for k in range(rounds):
+        loads.append(os.getloadavg()[0])
         copies.append(time_copy(source, out))
         shutil.rmtree(out)
         seconds, peak = time_apply(source, out)
         shutil.rmtree(out)
         applies.append(seconds)
         peaks.append(peak)
-        print(f"round {k + 1}: cp {copies[-1]:.1f} s, apply {seconds:.1f} s, peak {peak:.2f} GiB", flush=True)
+        print(f"round {k + 1}: cp {copies[-1]:.1f} s, apply {seconds:.1f} s, peak {peak:.2f} GiB, load {loads[-1]:.1f}", flush=True)
     shutil.rmtree(source)
-    return {"bytes": total, "copy_s": copies, "apply_s": applies, "peak_gib": peaks}
+    return {"bytes": total, "copy_s": copies, "apply_s": applies, "peak_gib": peaks, "load": loads}
 
 
-def wait_for(partial: Path, process: subprocess.Popen[bytes]) -> None:
-    while not partial.exists() and process.poll() is None:
-        time.sleep(0.001)
+def started(words: list[str]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
-def watch_writing(source: Path, out: Path) -> float:
-    """Return for how many seconds the command writes."""
-    process = subprocess.Popen(command(source, out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    wait_for(out.with_name(f".{out.name}.partial"), process)
-    start = time.perf_counter()
+def stage(partial: Path) -> str:
+    """Return what the command was at, from what it left: nothing written yet, copying ahead, editing, or all shards done."""
+    if not partial.exists():
+        return "before"
+    if not (partial / JOURNAL / JOB).exists():
+        return "copying"
+    return "editing" if list(partial.glob(".*.safetensors.tmp")) else "finishing"
+
+
+def watch(source: Path, out: Path) -> dict[str, float]:
+    """Return for how many seconds an undisturbed command copies ahead, and for how many it edits."""
+    partial, seen = out.with_name(f".{out.name}.partial"), {}
+    process = started(command(source, out))
     while not out.exists() and process.poll() is None:
+        now, name = time.perf_counter(), stage(partial)
+        seen[name] = (seen.get(name, (now, now))[0], now)
         time.sleep(0.001)
-    seconds = time.perf_counter() - start
     process.wait()
-    return seconds
+    return {name: seen[name][1] - seen[name][0] for name in ("copying", "editing")}
+
+
+def kill_in(name: str, source: Path, out: Path, seconds: float) -> str:
+    """Kill the command so many seconds after a stage begins; return the stage that it was in, or that it was over."""
+    partial = out.with_name(f".{out.name}.partial")
+    process = started(command(source, out))
+    while process.poll() is None and not ((partial / JOURNAL / JOB) if name == "editing" else partial).exists():
+        time.sleep(0.001)
+    time.sleep(seconds)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    return "late" if out.exists() else stage(partial)
+
+
+def kill_at_rename(source: Path, out: Path, number: int) -> str:
+    """Let the command kill itself right before a shard, or at last the folder, gets its final name; renames are counted from 0."""
+    process = started(command(source, out, KILLED_AT_RENAME.format(number=number, out=str(out))))
+    if process.wait() != -signal.SIGKILL:
+        raise SystemExit(f"The command was not killed at rename {number}.")
+    return "rename"
 
 
 def kill_rounds(folder: Path, kills: int, seed: int) -> dict[str, Any]:
-    """Kill the command at random moments of its work, the start included, and compare what the same command then makes."""
+    """Kill the command at random moments of its work, and compare what the same command then makes.
+
+    Of every four moments two are uniform in all the time in which it works on its output, one is uniform while shards are edited, which is
+    a small part of that, and one is right before a rename. Kills that came too late are counted, and drawn again from a shorter time.
+    """
     source, out, straight = folder / "small", folder / "out", folder / "straight"
     made(source, KILLED_GB, shard_bytes=int(KILLED_GB * 1e9 / 8))
-    before = hashes(source)
-    seconds, _ = time_apply(source, straight)
+    before, shards = hashes(source), len(list(source.glob("*.safetensors")))
+    time_apply(source, straight)
     wanted, partial = hashes(straight), out.with_name(f".{out.name}.partial")
     shutil.rmtree(straight)
-    writing = watch_writing(source, straight)
+    stages = watch(source, straight)
+    shutil.rmtree(straight)
     chance = random.Random(seed)
-    rows = []
-    for k in range(kills):
-        process = subprocess.Popen(command(source, out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        # Every fourth kill falls anywhere, the others while it writes.
-        if k % 4:
-            wait_for(partial, process)
-        time.sleep(chance.uniform(0, writing if k % 4 else seconds))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        finished = sorted(partial.glob("model*.safetensors")) if partial.exists() else sorted(out.glob("model*.safetensors"))
+    rows, late = [], 0
+    while len(rows) < kills:
+        if len(rows) % 4 == 3:
+            at = kill_at_rename(source, out, chance.randrange(shards + 1))
+        else:
+            ahead = 0.0 if len(rows) % 4 == 2 else stages["copying"]
+            moment = chance.uniform(0, ahead + stages["editing"])
+            name = "copying" if moment < ahead else "editing"
+            at = kill_in(name, source, out, moment if moment < ahead else moment - ahead)
+        if at == "late":
+            late += 1
+            stages["editing"] *= 0.8
+            shutil.rmtree(out)
+            continue
+        finished = sorted(partial.glob("model*.safetensors"))
         whole = all(hashlib.file_digest(p.open("rb"), "sha256").hexdigest() == wanted[p.name] for p in finished)
-        late = out.exists()
-        if not late:
-            time_apply(source, out)
-        rows.append({"finished": len(finished), "whole": whole, "too_late": late, "same": hashes(out) == wanted})
+        time_apply(source, out)
+        rows.append({"stage": at, "finished": len(finished), "whole": whole, "same": hashes(out) == wanted})
         shutil.rmtree(out)
-        print(f"kill {k + 1}: {rows[-1]}", flush=True)
-    return {"kills": rows, "source_untouched": hashes(source) == before, "shards": len(list(source.glob("*.safetensors")))}
+        print(f"kill {len(rows)}: {rows[-1]}", flush=True)
+    return {"kills": rows, "too_late": late, "stages_s": stages, "source_untouched": hashes(source) == before, "shards": shards}
 
 
-def summary(timed: dict[str, Any], killed: dict[str, Any]) -> dict[str, Any]:
+def summary(timed: dict[str, Any], killed: dict[str, Any], kills: int) -> dict[str, Any]:
     ratio = median(timed["apply_s"]) / median(timed["copy_s"])
     rows = killed["kills"]
     return {
@@ -199,13 +253,16 @@ def summary(timed: dict[str, Any], killed: dict[str, Any]) -> dict[str, Any]:
         "ratio_bar": SLOWDOWN_BAR,
         "peak_gib": max(timed["peak_gib"]),
         "peak_bar_gib": MEMORY_BAR_GIB,
-        "kills": len(rows),
-        "kills_in_time": sum(not row["too_late"] for row in rows),
+        "kills": kills,
+        "kills_in_time": len(rows),
+        "kills_too_late": killed["too_late"],
+        "kills_by_stage": dict(Counter(row["stage"] for row in rows)),
         "same_bytes": sum(row["same"] for row in rows),
         "half_files": sum(not row["whole"] for row in rows),
         "source_untouched": killed["source_untouched"],
         "passed": ratio <= SLOWDOWN_BAR
         and max(timed["peak_gib"]) <= MEMORY_BAR_GIB
+        and len(rows) == kills
         and all(row["same"] and row["whole"] for row in rows)
         and killed["source_untouched"],
     }
@@ -227,7 +284,7 @@ def main() -> None:
         killed = kill_rounds(folder, options.kills, options.seed)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    found = summary(timed, killed)
+    found = summary(timed, killed, options.kills)
     for name, value in found.items():
         print(f"{name:18} {value:.3g}" if isinstance(value, float) else f"{name:18} {value}")
     artifacts.write_json(RESULTS, {"summary": found, "timed": timed, "killed": killed})

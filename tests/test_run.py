@@ -73,7 +73,7 @@ def test_the_settings_of_a_run_are_read_back(tmp_path):
 def test_directions_and_cleaning_carry_where_they_come_from(tmp_path):
     made = materials()
     run.save_directions(tmp_path, ABOUT, made.raw)
-    tensors, header = artifacts.load_tensors(tmp_path / "directions.safetensors", format=run.DIRECTIONS, axes={"vectors": 3})
+    tensors, header = artifacts.load_tensors(tmp_path / "directions.safetensors", format=artifacts.DIRECTIONS, axes={"vectors": 3})
     assert torch.equal(tensors["vectors"][:, 0], made.raw)
     assert header["method"] == "mean_difference"
     assert header["prompts"]["harmless"] == {"fingerprint": "b", "n": 4}

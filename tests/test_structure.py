@@ -32,6 +32,7 @@ TESTED_IN: dict[str, tuple[str, tuple[str, ...]]] = {
         "one tensor and one file of a checkpoint, tested by streaming whole ones",
         ("edit/pieces.py", "edit/shards.py"),
     ),
+    "edit/test_copies.py": ("how files are copied, and where to", ("edit/disk.py", "edit/output.py")),
     "evaluation/test_verdicts.py": ("a verdict is markers and degeneracy together", ("evaluation/degenerate.py", "evaluation/markers.py")),
     "evaluation/test_forced.py": ("collects what teacher forcing yields", ("evaluation/logprobs.py",)),
     "generation/test_engine.py": (
@@ -43,6 +44,7 @@ TESTED_IN: dict[str, tuple[str, tuple[str, ...]]] = {
         ("evaluation/judges/budget.py", "evaluation/judges/transport.py"),
     ),
     "evaluation/judges/test_markers.py": ("what every judge is, shown by the first", ("evaluation/judges/values.py",)),
+    "models/test_checkpoint.py": ("the files are checked as the checkpoint is opened", ("models/files.py",)),
     "models/test_load.py": ("where a model comes from is checked by loading it", ("models/source.py",)),
     "models/test_writers.py": (
         "parts of the search for writers, proven as a whole",

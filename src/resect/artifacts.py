@@ -20,6 +20,8 @@ from resect.errors import UserError
 
 _DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL")
 _HEADER = "header"
+DIRECTIONS = "resect.directions/1"
+"""The format of a directions file, which may have been made elsewhere."""
 _MAX_JSON_BYTES = 1 << 28
 _PICKLE = "can run code when it is read, and is never read; open it where you trust it, and write its tensors with safetensors"
 _OTHERS = {

@@ -24,7 +24,6 @@ from resect.studies.steps import TENSORS, Steps
 
 RUN = "resect.run/1"
 ACTIVATIONS = "resect.activations/1"
-DIRECTIONS = "resect.directions/1"
 CLEANING = "resect.cleaning/1"
 MANIFEST = "manifest.json"
 UNLISTED = {MANIFEST, "timings.json"}
@@ -72,7 +71,7 @@ def run_contrast(
     about = {"model": inputs.model.name, "model_fingerprint": inputs.model.fingerprint, "position": config.position}
     for arm in (a for a in result.arms if not a.control):
         found = result.recipes.of(arm).directions
-        header = {**about, "format": DIRECTIONS, "method": arm.name, "prompts": result.document["prompts"]["used"]}
+        header = {**about, "format": artifacts.DIRECTIONS, "method": arm.name, "prompts": result.document["prompts"]["used"]}
         artifacts.save_tensors(out / "directions" / f"{arm.file}.safetensors", {"vectors": found.vectors.contiguous()}, header)
     artifacts.write_json(out / "contrast.json", result.document)
     artifacts.write_json(out / "timings.json", {"seconds": steps.seconds, "total": round(sum(steps.seconds.values()), 3)})
@@ -191,7 +190,7 @@ def read_materials(run: Path) -> Materials:
 
 def save_directions(out: Path, about: Mapping[str, Any], raw: Float[Tensor, "layer d_model"]) -> None:
     """Write `directions.safetensors`."""
-    header = {**_header(about), "format": DIRECTIONS, "method": "mean_difference"}
+    header = {**_header(about), "format": artifacts.DIRECTIONS, "method": "mean_difference"}
     artifacts.save_tensors(out / "directions.safetensors", {"vectors": raw[:, None, :].contiguous()}, header)
 
 

@@ -21,7 +21,6 @@ from resect.edit.plan import EditPlan
 from resect.errors import UserError, unknown_name
 from resect.run import (
     CLEANING,
-    DIRECTIONS,
     PROOF,
     read_about,
     read_edit,
@@ -103,7 +102,7 @@ def make_cleaning(run: Path, *, method: str, softness: float | None = None) -> c
     """
     refuse_finished(run, "cleaning")
     config, about, materials = read_settings(run), read_about(run), read_materials(run)
-    raw = _vectors(run, "directions", DIRECTIONS, materials.raw)
+    raw = _vectors(run, "directions", artifacts.DIRECTIONS, materials.raw)
     arm = ARMS[_known(method, "cleaning method", METHODS)]
     chosen = _softness(arm.name, softness, config)
     cleaned = cleaning.clean(raw[:, None, :], arm.terms(materials, chosen, config))[:, 0]

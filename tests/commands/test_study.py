@@ -3,7 +3,7 @@
 import pytest
 
 from resect import artifacts
-from resect.commands import inputs, stages, study
+from resect.commands import edits, inputs, study
 from resect.commands.inputs import Sources, read_sources
 from resect.errors import UserError
 
@@ -27,18 +27,18 @@ def test_positions(text, value):
 
 @pytest.mark.parametrize(("text", "value"), [(None, None), ("3-7", (3, 7)), ("4", (4, 4)), ("0-0", (0, 0))])
 def test_layers(text, value):
-    assert stages.layers(text, option="--layers") == value
+    assert edits.layers(text, option="--layers") == value
 
 
 @pytest.mark.parametrize("text", ["", "a", "3-", "-3", "7-3", "1-2-3", "1,2"])
 def test_wrong_layers_are_refused(text):
     with pytest.raises(UserError, match="--layers takes layers as FIRST-LAST"):
-        stages.layers(text, option="--layers")
+        edits.layers(text, option="--layers")
 
 
 @pytest.mark.parametrize(("text", "value"), [(None, None), ("per_layer", "per_layer"), ("14", 14)])
 def test_sources_of_the_direction(text, value):
-    assert stages.source(text) == value
+    assert edits.source(text) == value
 
 
 def test_the_sources_of_a_run_are_kept(tmp_path):

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from resect import artifacts
-from resect.edit import stream as streaming
+from resect.edit import output
 from resect.models import load
 from resect.models.load import load_model
 
@@ -175,4 +175,4 @@ def test_out_in_the_model_is_refused_before_anything_is_read(folder, directions,
     out = folder / "out"
     message = f"The output {out} and the model {folder} lie in one another, and a model is never edited in place; choose another."
     refuses("apply", folder, "--directions", directions, "--out", out, message=message)
-    assert streaming.JOURNAL not in {p.name for p in folder.iterdir()}
+    assert output.JOURNAL not in {p.name for p in folder.iterdir()}

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
-from resect.edit import pieces, shards
+from resect.edit import copies, disk, output, pieces
 from resect.edit import stream as streaming
 from resect.edit.bake import bake
 from resect.edit.plan import make_plan
@@ -140,8 +140,7 @@ def test_slices_change_nothing(tiny, tmp_path, monkeypatch, name):
     _, plan = plan_for(model)
     stream(source, plan, tmp_path / "whole")
     monkeypatch.setattr(pieces, "_TILE", 100)
-    monkeypatch.setattr(shards, "_COPY", 7)
-    monkeypatch.delattr(os, "copy_file_range", raising=False)
+    monkeypatch.setattr(disk, "_STEP", disk.ALIGN)
     stream(source, plan, tmp_path / "sliced")
     whole, sliced = tensors(tmp_path / "whole"), tensors(tmp_path / "sliced")
     assert all(torch.allclose(whole[key], sliced[key], rtol=0, atol=1e-6) for key in whole)
@@ -157,28 +156,28 @@ def test_a_killed_run_ends_as_if_it_had_not_been(tiny, tmp_path, monkeypatch, wh
     source = save(model, tmp_path / "source")
     _, plan = plan_for(model)
     before = contents(source)
-    stream(source, plan, tmp_path / "straight")
-    count, own = [0], shards._write
+    count, own, last = [0], disk._write, [-1]
 
-    def dies(file, data):
-        count[0] += 1
-        if count[0] == 3 * when:
-            own(file, data[: len(data) // 2])
+    def dies(file, data, at):
+        count[0] += len(data) > 0
+        if count[0] == last[0]:
+            own(file, data[: len(data) // 2 // disk.ALIGN * disk.ALIGN], at)
             raise Killed
-        own(file, data)
+        own(file, data, at)
 
-    monkeypatch.setattr(shards, "_COPY", 4000)
-    monkeypatch.delattr(os, "copy_file_range", raising=False)
-    monkeypatch.setattr(shards, "_write", dies)
+    monkeypatch.setattr(disk, "_STEP", 4 * disk.ALIGN)
+    monkeypatch.setattr(disk, "_write", dies)
+    stream(source, plan, tmp_path / "straight")
+    count[0], last[0] = 0, count[0] * when // 7
     with pytest.raises(Killed):
         stream(source, plan, tmp_path / "out")
-    monkeypatch.setattr(shards, "_write", own)
+    monkeypatch.setattr(disk, "_write", own)
     assert not (tmp_path / "out").exists()
     partial = tmp_path / ".out.partial"
     for path in partial.glob("*.safetensors"):
         assert path.read_bytes() == (tmp_path / "straight" / path.name).read_bytes()
     finished, written = {p.name for p in partial.glob("*.safetensors")}, []
-    monkeypatch.setattr(streaming, "rewrite", lambda shard, *rest: written.append(shard.name) or shards.rewrite(shard, *rest))
+    monkeypatch.setattr(copies, "copy", lambda path, *rest: written.append(path.name) or disk.copy(path, *rest))
     stream(source, plan, tmp_path / "out")
     assert contents(tmp_path / "out") == contents(tmp_path / "straight")
     assert contents(source) == before
@@ -215,8 +214,8 @@ SPOILT = {
     "a bit": flip,
     "every bit": lambda folder: [p.write_bytes(b"\x00" * p.stat().st_size) for p in folder.glob("*.safetensors")],
     "an end": lambda folder: [p.write_bytes(p.read_bytes()[:-3]) for p in folder.glob("*.safetensors")],
-    "a journal": lambda folder: [p.write_text("[{") for p in (folder / streaming.JOURNAL).glob("model*.json")],
-    "a job": lambda folder: (folder / streaming.JOURNAL / streaming.JOB).write_text("{"),
+    "a journal": lambda folder: [p.write_text("[{") for p in (folder / output.JOURNAL).glob("model*.json")],
+    "a job": lambda folder: (folder / output.JOURNAL / output.JOB).write_text("{"),
     "a file too many": lambda folder: (folder / ".x.tmp").write_text("half"),
     "all": lambda folder: shutil.rmtree(folder),
 }
@@ -321,15 +320,15 @@ def test_code_that_comes_with_a_model_never_runs(source, tmp_path):
 
 
 def test_a_full_disk_keeps_what_was_written(source, tmp_path, monkeypatch):
-    own = streaming.rewrite
+    own = streaming.overwrite
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(streaming, "rewrite", full)
+    monkeypatch.setattr(streaming, "overwrite", full)
     with pytest.raises(UserError, match="No space left on device; free some space and give the same command again"):
         stream(*source, tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    monkeypatch.setattr(streaming, "rewrite", own)
+    monkeypatch.setattr(streaming, "overwrite", own)
     stream(*source, tmp_path / "out")
     assert {p.name for p in tmp_path.iterdir()} == {"source", "out"}

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from resect.errors import UserError
-from resect.models.checkpoint import INDEX, SINGLE, open_checkpoint
+from resect.models.checkpoint import open_checkpoint
+from resect.models.files import INDEX, SINGLE
 
 A = {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}
 B = {"dtype": "BF16", "shape": [4], "data_offsets": [16, 24]}

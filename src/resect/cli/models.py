@@ -1,5 +1,6 @@
 """Models and directions files: look into them, edit, convert and try them."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -29,15 +30,20 @@ def apply(  # noqa: PLR0913
     as_json: o.Json = False,  # noqa: FBT002
 ) -> None:
     """Write an edit into a model, or as an adapter, prove it, and save it as an ordinary folder."""
-    from resect.commands import apply, edits, stages
-    from resect.edit.plan import preserve_of
+    from resect.edit.copies import copied_ahead
 
-    kept = None if preserve is None else preserve_of(preserve)
-    span = stages.layers(layers, option="--layers")
-    made = edits.Made(edits.strength_option(strength), span, stages.source(source), kept, embeddings)
-    form = apply.Form(adapter=adapter, untie=untie)
-    load = {"dtype": dtype, "device": device, "revision": revision, "trust_remote_code": trust}
-    apply.apply(model, run=run, directions=directions, made=made, form=form, out=out, load=load, as_json=as_json)
+    in_memory = adapter or untie or trust or embeddings is not None or (dtype, device) != ("auto", "auto")
+    # Before the imports below, which take seconds: the disk works meanwhile.
+    with nullcontext() if in_memory else copied_ahead(model, out) as copies:
+        from resect.commands import apply, edits
+        from resect.edit.plan import preserve_of
+
+        kept = None if preserve is None else preserve_of(preserve)
+        span = edits.layers(layers, option="--layers")
+        made = edits.Made(edits.strength_option(strength), span, edits.source(source), kept, embeddings)
+        form = apply.Form(adapter=adapter, untie=untie)
+        load = {"dtype": dtype, "device": device, "revision": revision, "trust_remote_code": trust}
+        apply.apply(model, run=run, directions=directions, made=made, form=form, out=out, load=load, copies=copies, as_json=as_json)
 
 
 @app.command()

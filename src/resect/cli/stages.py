@@ -74,9 +74,9 @@ def edit(  # noqa: PLR0913
     as_json: o.Json = False,  # noqa: FBT002
 ) -> None:
     """Stage 4: make the edit; what is not given is chosen on validation."""
-    from resect.commands import stages
+    from resect.commands import edits, stages
 
-    fixed = stages.Fixed(strength, stages.source(source), stages.layers(window, option="--window"))
+    fixed = stages.Fixed(strength, edits.source(source), edits.layers(window, option="--window"))
     stages.edit(run, arm=arm, fixed=fixed, device=device, trust_remote_code=trust, no_cache=no_cache, as_json=as_json)
 
 

@@ -22,7 +22,8 @@ def demo(
 ) -> None:
     """Run the SRA study on the shipped model organism; needs no network and no files."""
     from resect.commands import study
-    from resect.commands.inputs import SHIPPED, Sources
+    from resect.commands.inputs import Sources
+    from resect.organism.shipped import SHIPPED
 
     study.run_study(Sources(SHIPPED), study.collect(config, settings, {}), out=out, no_cache=no_cache, as_json=as_json)
 

@@ -11,9 +11,9 @@ from rich.table import Table
 from resect.commands import console, streamed
 from resect.commands.card import model_card, subject
 from resect.commands.edits import Edit, Made, from_directions, from_run, given
-from resect.commands.inputs import open_model
 from resect.edit.adapter import make_adapter, save_adapter, with_adapter
 from resect.edit.bake import bake
+from resect.edit.copies import Copies
 from resect.edit.proof import Observation, Proof, observe, prove
 from resect.edit.save import save_edited
 from resect.errors import UserError
@@ -33,18 +33,34 @@ class Form:
     untie: bool = False
 
 
-def apply(
-    model: str, *, run: Path | None, directions: Path | None, made: Made, form: Form, out: Path, load: dict[str, Any], as_json: bool
+def apply(  # noqa: PLR0913
+    model: str,
+    *,
+    run: Path | None,
+    directions: Path | None,
+    made: Made,
+    form: Form,
+    out: Path,
+    load: dict[str, Any],
+    copies: Copies | None,
+    as_json: bool,
 ) -> None:
     """Save the edited model or the adapter with its proof; `made` is for a directions file, a run has its own edit.
 
     A checkpoint is edited on disk, without loading it, unless the form, another dtype or a device asks for the model in memory.
     """
     _check(run, directions, made, form, out)
-    console.quiet_libraries()
+    console.quiet_transformers()
     if form == Form() and streamed.is_possible(model, made, load):
-        streamed.apply(model, run=run, directions=directions, made=made, out=out, revision=load["revision"], as_json=as_json)
+        streamed.apply(model, run=run, directions=directions, made=made, out=out, revision=load["revision"], copies=copies, as_json=as_json)
         return
+    if copies is not None:
+        # In the way of what is written there instead.
+        copies.discard()
+    # Measured: what brings a model into memory takes two seconds more to import, and the streamed form needs none of it.
+    from resect.commands.inputs import open_model
+
+    console.quiet_libraries()
     with console.progress("apply", total=5) as step:
         step("loading")
         loaded = open_model(model, **load)

@@ -48,11 +48,17 @@ def show_json(data: Any, *, lines: bool = False) -> None:
 def quiet_libraries() -> None:
     """Switch off the progress bars of the libraries underneath: the study has its own."""
     import datasets
+
+    quiet_transformers()
+    datasets.disable_progress_bars()
+
+
+def quiet_transformers() -> None:
+    """Switch off the progress bars of transformers alone, where no data sets are read."""
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
-    datasets.disable_progress_bars()
 
 
 def _plain(title: str) -> Callable[[str], None]:

@@ -8,11 +8,12 @@ from typing import Any
 from resect import artifacts
 from resect.cache import open_cache
 from resect.commands import console
-from resect.commands.inputs import FILE, FORMAT, check_architecture, names_organism, needed, open_organism
+from resect.commands.inputs import FILE, FORMAT, check_architecture, needed, open_organism
 from resect.config import ContrastConfig, make_contrast_config
 from resect.config.contrast import ORGANISM
 from resect.errors import UserError
 from resect.models.load import load_model
+from resect.organism.shipped import names_organism
 from resect.report.contrast import build_contrast_report
 from resect.report.contrast_notes import notes
 from resect.report.contrast_read import read_contrast

@@ -11,7 +11,7 @@ from resect import artifacts
 from resect.commands import console
 from resect.control_vectors import load_gguf, load_npy, save_gguf
 from resect.errors import UserError
-from resect.run import CLEANING, DIRECTIONS
+from resect.run import CLEANING
 
 READERS: dict[str, Callable[[Path, int | None], Float[Tensor, "layer direction d_model"]]] = {
     ".gguf": lambda path, layers: load_gguf(path, layers=layers),
@@ -53,7 +53,7 @@ def convert(source: Path, *, out: Path, layers: int | None, direction: int | Non
 
 
 def _export(source: Path, out: Path, *, direction: int | None) -> dict[str, Any]:
-    format = CLEANING if source.name == "cleaning.safetensors" else DIRECTIONS
+    format = CLEANING if source.name == "cleaning.safetensors" else artifacts.DIRECTIONS
     tensors, header = artifacts.load_tensors(source, format=format, axes={"vectors": 3})
     vectors = tensors["vectors"].float()
     count = vectors.shape[1]
@@ -75,7 +75,7 @@ def _import(source: Path, out: Path, *, layers: int | None) -> dict[str, Any]:
     vectors = READERS[source.suffix](source, layers)
     if layers is not None and len(vectors) != layers:
         raise UserError(f"{source} holds {len(vectors)} layers, and --layers says {layers}; leave it out, or give the file of this model.")
-    artifacts.save_tensors(out, {"vectors": vectors}, {"format": DIRECTIONS, "method": f"imported from {source.name}"})
+    artifacts.save_tensors(out, {"vectors": vectors}, {"format": artifacts.DIRECTIONS, "method": f"imported from {source.name}"})
     named = [layer for layer, row in enumerate(vectors) if bool(row.any())]
     notes = []
     if layers is None and source.suffix == ".gguf":

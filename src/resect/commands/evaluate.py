@@ -11,7 +11,7 @@ from typing import Any
 from resect import __version__, artifacts
 from resect.commands import console, evaluation_table
 from resect.commands.edits import from_run
-from resect.commands.inputs import names_organism, open_model, open_organism
+from resect.commands.inputs import open_model, open_organism
 from resect.commands.judges import JudgeOptions, Surroundings, make_judges
 from resect.commands.study import collect
 from resect.config import SRAConfig, make_config
@@ -22,6 +22,7 @@ from resect.models.differences import differences
 from resect.models.identity import asked_through
 from resect.models.load import ChatModel
 from resect.models.writers import find_writers
+from resect.organism.shipped import names_organism
 from resect.organism.suite import own_suite
 from resect.prompts import PromptSet
 from resect.prompts.suite import Suite, load_suite

@@ -12,7 +12,7 @@ from resect.atoms import Atom, check_registry, load_atoms, shipped_atoms
 from resect.config import SRAConfig
 from resect.errors import UserError
 from resect.models.load import ChatModel, load_model
-from resect.organism.shipped import Organism, is_organism, load_organism
+from resect.organism.shipped import SHIPPED, Organism, is_organism, load_organism, names_organism
 from resect.prompts import PromptSet, load_prompts
 from resect.run import open_folder, settings
 from resect.studies.inputs import StudyInputs, from_organism, from_prompts
@@ -20,8 +20,6 @@ from resect.studies.scores import TEXT
 
 FILE = "sources.json"
 FORMAT = "resect.sources/1"
-SHIPPED = "default"
-"""The model name that stands for the shipped organism."""
 
 LoadInputs = Callable[[], StudyInputs]
 
@@ -92,11 +90,6 @@ def read_sources(run: Path) -> Sources:
         return Sources(**values)
     except (TypeError, KeyError) as error:
         raise UserError(f"{run / FILE} has wrong fields ({error}); make the run folder again with: resect activations") from error
-
-
-def names_organism(model: str) -> bool:
-    """Return whether a model argument names an organism: the shipped one, or a folder that holds one."""
-    return is_organism(Path(model)) or (model == SHIPPED and not Path(model).exists())
 
 
 def open_organism(model: str) -> Organism:

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from resect.commands import console
-from resect.commands.inputs import names_organism, open_model, open_organism
+from resect.commands.inputs import open_model, open_organism
 from resect.commands.memory import memory_of, table
 from resect.errors import UserError
 from resect.models import source as sources
@@ -20,6 +20,7 @@ from resect.models.load import find_blocks, load_tokenizer
 from resect.models.memory import without_weights
 from resect.models.thinking import tags_in
 from resect.models.writers import Writer, find_writers
+from resect.organism.shipped import names_organism
 from resect.prompts import Prompt
 
 PROBE = "Hello"

@@ -1,6 +1,5 @@
 """`resect activations`, `directions`, `cleaning`, `edit`, `evaluate`, `report`: one stage at a time, from the files of the one before."""
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -140,24 +139,4 @@ def _refresh(run: Path) -> None:
         finish(run)
 
 
-def layers(text: str | None, *, option: str) -> tuple[int, int] | None:
-    """Return a range of layers written as first-last, or as one number."""
-    if text is None:
-        return None
-    found = re.fullmatch(r"(\d+)(?:-(\d+))?", text)
-    first, last = (int(found[1]), int(found[2] or found[1])) if found else (1, 0)
-    if last < first:
-        raise UserError(f"{option} takes layers as FIRST-LAST with FIRST <= LAST, or one layer, got {text!r}; for example {option} 4-20.")
-    return first, last
-
-
-def source(text: str | None) -> str | int | None:
-    """Return a source option: a layer index, or per_layer."""
-    if text is None or text == "per_layer":
-        return text
-    if text.isdigit():
-        return int(text)
-    raise UserError(f"--source takes per_layer or the index of a layer, got {text!r}; for example --source 14.")
-
-
-__all__ = ["Fixed", "activations", "cleaning", "directions", "edit", "evaluate", "layers", "report", "source"]
+__all__ = ["Fixed", "activations", "cleaning", "directions", "edit", "evaluate", "report"]

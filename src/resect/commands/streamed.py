@@ -11,11 +11,13 @@ from resect.artifacts import dump_json
 from resect.commands import console
 from resect.commands.card import Subject, model_card
 from resect.commands.edits import Edit, Made, from_directions, from_run, given
-from resect.commands.inputs import names_organism
+from resect.edit.copies import Copies
+from resect.edit.output import check_out
 from resect.edit.proof import FILE, FORMAT
-from resect.edit.stream import StreamReport, check_out, stream
+from resect.edit.stream import StreamReport, stream
 from resect.models.blockwise import skeleton_writers
 from resect.models.skeleton import Skeleton, open_skeleton
+from resect.organism.shipped import names_organism
 
 
 def is_possible(model: str, made: Made, load: Mapping[str, Any]) -> bool:
@@ -24,10 +26,20 @@ def is_possible(model: str, made: Made, load: Mapping[str, Any]) -> bool:
     return not names_organism(model) and made.embeddings is None and all(load[name] == value for name, value in plain.items())
 
 
-def apply(model: str, *, run: Path | None, directions: Path | None, made: Made, out: Path, revision: str | None, as_json: bool) -> None:
+def apply(
+    model: str,
+    *,
+    run: Path | None,
+    directions: Path | None,
+    made: Made,
+    out: Path,
+    revision: str | None,
+    copies: Copies | None,
+    as_json: bool,
+) -> None:
     """Save the edited checkpoint with its proof: of `run` if there is one, else of the directions file."""
     skeleton = open_skeleton(model, revision=revision)
-    check_out(skeleton, out)
+    check_out(skeleton.checkpoint.folder, out)
     with console.progress("apply", total=2 + len(skeleton.checkpoint.shards)) as step:
         step("writers")
         writers = skeleton_writers(skeleton)
@@ -37,7 +49,7 @@ def apply(model: str, *, run: Path | None, directions: Path | None, made: Made, 
             card = model_card(_subject(skeleton, report, known=run is not None), edit, form="baked")
             return {"README.md": card, FILE: dump_json(_document(skeleton, edit, report, known=run is not None), indent=2) + "\n"}
 
-        report = stream(skeleton, edit.plan, out, writers=writers, describe=described, step=step)
+        report = stream(skeleton, edit.plan, out, writers=writers, describe=described, copies=copies, step=step)
         step("saved")
     if as_json:
         document = _document(skeleton, edit, report, known=run is not None)

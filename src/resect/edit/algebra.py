@@ -83,10 +83,15 @@ def apply_to_output(
 
 
 def apply_to_rows(
-    rows: Float[Tensor, "row d_in"], *, u: Float[Tensor, "row k"], read: Float[Tensor, "k d_in"], gamma: float
+    rows: Float[Tensor, "row d_in"],
+    *,
+    u: Float[Tensor, "row k"],
+    read: Float[Tensor, "k d_in"],
+    gamma: float,
+    out: Float[Tensor, "row d_in"] | None = None,
 ) -> Float[Tensor, "row d_in"]:
-    """Return some rows of W' = W - gamma U (C^T W), W of layout out_in, where `read` is C^T W and `u` the rows of U; a new tensor."""
-    return torch.addmm(rows, u, read, alpha=-gamma)
+    """Return some rows of W' = W - gamma U (C^T W), W of layout out_in, where `read` is C^T W and `u` the rows of U; in `out` if given."""
+    return torch.addmm(rows, u, read, alpha=-gamma, out=out)
 
 
 def apply_to_weight(

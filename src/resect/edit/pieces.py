@@ -12,10 +12,11 @@ from resect.edit.bake import edited_weight
 from resect.edit.plan import WriterEdit
 from resect.errors import UserError
 from resect.layout import OUTPUT_AXIS, Layout
-from resect.models.checkpoint import PLAIN, Stored
+from resect.models.checkpoint import PLAIN
+from resect.models.files import Stored
 
-# Numbers at a time. Measured: in float32 they stay in the processor's cache, and an edit is eight times as fast as on whole tensors.
-_TILE = 1 << 19
+# Numbers at a time. Measured: in float32 they stay in the processor's cache, and an edit is many times as fast as on whole tensors.
+_TILE = 1 << 17
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +58,7 @@ class _Sums:
         return _Sums(self.total + other.total, self.moved + other.moved, self.before + other.before, self.after + other.after)
 
 
-def edit_piece(piece: Piece, read: Callable[[int], bytearray], write: Callable[[memoryview], None]) -> Measured:
+def edit_piece(piece: Piece, read: Callable[[int], memoryview], write: Callable[[memoryview], None]) -> Measured:
     """Read a tensor's bytes in order, write them edited, and return the sums; the checksum is the writer's.
 
     Memory: the tensor, or one of its matrices if it is a stack of those, in its own dtype; a tile of it in float32. The algebra is that of
@@ -79,7 +80,7 @@ def edit_piece(piece: Piece, read: Callable[[int], bytearray], write: Callable[[
             found = _edit_outputs(part, piece.edit)
         _check_finite(piece, part, found)
         sums = sums + found
-        write(memoryview(data))
+        write(data)
     u = piece.edit.u.double()
     expected = piece.edit.gamma**2 * float((sums.before * (u.T @ u)).sum())
     before, after = (tuple(gram.diagonal().tolist()) for gram in (sums.before, sums.after))
@@ -92,7 +93,7 @@ def _parts(piece: Piece) -> list[tuple[int, ...]]:
     if piece.edit.preserve != "nothing" or OUTPUT_AXIS[piece.layout] != len(shape) - 1:
         return [shape] if len(shape) < 3 else [(1, *shape[1:])] * shape[0]
     rows, width = prod(shape[:-1]), shape[-1]
-    step = max(1, 8 * _TILE // width)
+    step = max(1, 128 * _TILE // width)
     return [(min(step, rows - first), width) for first in range(0, rows, step)]
 
 
@@ -113,15 +114,19 @@ def _edit_outputs(part: Tensor, edit: WriterEdit) -> _Sums:
     matrix = part.reshape(-1, part.shape[-1])
     step = max(1, _TILE // matrix.shape[1])
     tiles = list(zip(matrix.split(step), edit.u.split(step), edit.c.split(step), strict=True))
-    before = sum((c.T @ rows.float() for rows, _, c in tiles), start=torch.zeros(edit.c.shape[1], matrix.shape[1]))
+    # Measured: in memory that is used again an edit is more than twice as fast as in new tensors.
+    before, work = torch.zeros(edit.c.shape[1], matrix.shape[1]), torch.empty(2, step, matrix.shape[1])
+    for rows, _, c in tiles:
+        before.addmm_(c.T, work[0, : len(rows)].copy_(rows))
     after, total, moved = torch.zeros_like(before), 0.0, 0.0
     for rows, u, c in tiles:
-        old = rows.to(torch.float32, copy=True)
-        rows.copy_(apply_to_rows(old, u=u, read=before, gamma=edit.gamma))
-        new = rows.float()
-        after += c.T @ new
-        norms = _norms(old, new)
-        total, moved = total + norms[0], moved + norms[1]
+        old, new = work[:, : len(rows)]
+        old.copy_(rows)
+        rows.copy_(apply_to_rows(old, u=u, read=before, gamma=edit.gamma, out=new))
+        new.copy_(rows)
+        after.addmm_(c.T, new)
+        total += float(torch.linalg.vector_norm(old)) ** 2
+        moved += float(torch.linalg.vector_norm(new.sub_(old))) ** 2
     return _Sums(total, moved, _gram(before), _gram(after))
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from resect import artifacts
+from resect.edit.output import check_free, partial_of
 from resect.edit.proof import FILE
 from resect.errors import UserError
 from resect.models.checkpoint import open_checkpoint
@@ -48,7 +49,7 @@ def new_folder(out: Path) -> Iterator[Path]:
     """
     out = Path(out).expanduser().absolute()
     check_free(out)
-    partial = out.with_name(f".{out.name}.partial")
+    partial = partial_of(out)
     try:
         # A run that was killed may have left one behind.
         shutil.rmtree(partial, ignore_errors=True)
@@ -63,14 +64,6 @@ def new_folder(out: Path) -> Iterator[Path]:
         ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def check_free(out: Path) -> None:
-    """Raise `UserError` unless nothing, or an empty folder, is at `out`."""
-    if out.is_symlink() or (out.exists() and not out.is_dir()):
-        raise UserError(f"{out} exists and is not a folder; choose another name for the edited model.")
-    if out.exists() and any(out.iterdir()):
-        raise UserError(f"The folder {out} exists and is not empty, and nothing is overwritten; choose another or empty it.")
 
 
 def _write(model: ChatModel, folder: Path) -> None:

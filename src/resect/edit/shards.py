@@ -1,118 +1,93 @@
-"""One file of a checkpoint written anew: the bytes of the edited tensors replaced, every other byte as it was; and read back."""
+"""One file of a checkpoint, copied, and then edited where the edited tensors stand: every other byte as it was; and read back."""
 
-import os
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from io import FileIO
+from mmap import mmap
 from pathlib import Path
 
 import numpy as np
 
 from resect.artifacts import sync_folder
+from resect.edit.disk import ALIGN, Overwritten, chunks, cut, from_disk, room
 from resect.edit.pieces import Measured, Piece, edit_piece
-from resect.models.checkpoint import Shard, fill
+from resect.errors import UserError
+from resect.models.files import Shard, fill
 
-_COPY = 1 << 23  # bytes at a time
 
-
-def rewrite(shard: Shard, temporary: Path, pieces: Sequence[Piece]) -> tuple[Measured, ...]:
-    """Write the shard with its pieces edited under a temporary name, which `settle` makes final, and return what was done.
+def overwrite(shard: Shard, copied: Path, pieces: Sequence[Piece]) -> tuple[Measured, ...]:
+    """Edit the pieces in a copy of the shard until all of it is on the disk, read them back, and return what was done.
 
     Raises:
-        UserError: NaN or infinity in a tensor that is edited, or that its edit would make.
+        UserError: NaN or infinity in a tensor that is edited, or that its edit would make; edited bytes that read back otherwise.
         OSError: no space left, and the like.
     """
-    measured = []
-    with shard.path.open("rb", buffering=0) as source, temporary.open("wb", buffering=0) as written:
+    measured, most = [], max((piece.stored.stop - piece.stored.start for piece in pieces), default=0)
+    # Measured: new memory for every piece takes longer than reading into it.
+    memory = mmap(-1, most + ALIGN)
+    with shard.path.open("rb", buffering=0) as source, Overwritten(copied) as written, from_disk(copied) as back:
         for piece in _in_order(pieces):
-            _copy(source, written, piece.stored.start - written.tell())
-            measured.append(_edit(source, written, piece))
-        _copy(source, written, shard.size - written.tell())
+            measured.append(_edit(piece, memory, source, written, back))
+        written.sync()
     return tuple(measured)
 
 
-def settle(temporary: Path, target: Path) -> None:
-    """Give a written file its final name once every byte of it is on the disk."""
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    temporary.replace(target)
+def settle(copied: Path, target: Path) -> None:
+    """Give a file that is on the disk its final name."""
+    copied.replace(target)
     sync_folder(target.parent)
 
 
-def reads_back(shard: Shard, written: Path, pieces: Sequence[Piece], measured: Sequence[Measured], *, whole: bool) -> bool:
-    """Return whether the file holds what `rewrite` wrote: the edited bytes by their checksum, if `whole` all others as in the source."""
+def reads_back(shard: Shard, written: Path, pieces: Sequence[Piece], measured: Sequence[Measured]) -> bool:
+    """Return whether a file holds what `overwrite` made of the shard: edited bytes by their checksum, all others as in the source."""
     if written.stat().st_size != shard.size or [m.key for m in measured] != [p.stored.key for p in _in_order(pieces)]:
         return False
-    with shard.path.open("rb", buffering=0) as source, written.open("rb", buffering=0) as file:
+    at = 0
+    with shard.path.open("rb", buffering=0) as source, from_disk(written) as file:
         for piece, known in zip(_in_order(pieces), measured, strict=True):
-            if whole and not _same(source, file, piece.stored.start - file.tell()):
+            start, stop = piece.stored.start, piece.stored.stop
+            if not _same(chunks(source, at, start), chunks(file, at, start)) or _checksum(chunks(file, start, stop)) != known.crc:
                 return False
-            file.seek(piece.stored.start)
-            if _checksum(file, piece) != known.crc:
-                return False
-            source.seek(piece.stored.stop)
-        return not whole or _same(source, file, shard.size - file.tell())
+            at = stop
+        return _same(chunks(source, at, shard.size), chunks(file, at, shard.size))
 
 
 def _in_order(pieces: Sequence[Piece]) -> list[Piece]:
     return sorted(pieces, key=lambda piece: piece.stored.start)
 
 
-def _edit(source: FileIO, written: FileIO, piece: Piece) -> Measured:
-    crc = 0
+def _edit(piece: Piece, memory: mmap, source: FileIO, written: Overwritten, back: FileIO) -> Measured:
+    crc, at = 0, piece.stored.start
 
-    def read(count: int) -> bytearray:
-        data = bytearray(count)
+    def read(count: int) -> memoryview:
+        data = room(memory, count, at)
         fill(data, source, where=piece.stored.key)
         return data
 
     def write(data: memoryview) -> None:
-        nonlocal crc
+        nonlocal crc, at
         crc = zlib.crc32(data, crc)
-        _write(written, data)
+        written.write(data, at)
+        written.sync()
+        if not _same(cut(data, at), chunks(back, at, at + len(data))):
+            raise UserError(
+                f"Tensor {piece.stored.key} of {piece.stored.shard} reads back otherwise than it was written; the disk or the memory is at "
+                "fault, nothing was kept."
+            )
+        at += len(data)
 
-    measured = edit_piece(piece, read, write)
-    return replace(measured, crc=crc)
+    source.seek(at)
+    return replace(edit_piece(piece, read, write), crc=crc)
 
 
-def _checksum(file: FileIO, piece: Piece) -> int:
+def _checksum(parts: Iterable[memoryview]) -> int:
     crc = 0
-    for chunk in _chunks(file, piece.stored.stop - piece.stored.start, where=piece.stored.key):
-        crc = zlib.crc32(chunk, crc)
+    for part in parts:
+        crc = zlib.crc32(part, crc)
     return crc
 
 
-def _copy(source: FileIO, written: FileIO, count: int) -> None:
-    """Copy bytes, inside the kernel where it can."""
-    inside = getattr(os, "copy_file_range", None)
-    try:
-        while inside is not None and count and (done := inside(source.fileno(), written.fileno(), count)):
-            count -= done
-    except OSError:
-        # Not between these file systems, say: what is really wrong shows again below.
-        pass
-    for chunk in _chunks(source, count, where=str(source.name)):
-        _write(written, chunk)
-
-
-def _write(written: FileIO, data: memoryview) -> None:
-    done = 0
-    while done < len(data):
-        done += written.write(data[done:]) or 0
-
-
-def _same(first: FileIO, second: FileIO, count: int) -> bool:
-    pairs = zip(_chunks(first, count, where=str(first.name)), _chunks(second, count, where=str(second.name)), strict=True)
+def _same(first: Iterable[memoryview], second: Iterable[memoryview]) -> bool:
     # Measured: comparing views byte by byte is six times slower.
-    return all(np.array_equal(np.frombuffer(a, np.uint8), np.frombuffer(b, np.uint8)) for a, b in pairs)
-
-
-def _chunks(file: FileIO, count: int, *, where: str) -> Iterator[memoryview]:
-    """Read `count` bytes in pieces; each is overwritten by the next."""
-    buffer = memoryview(bytearray(min(count, _COPY)))
-    while count:
-        chunk = buffer[: min(count, _COPY)]
-        fill(chunk, file, where=where)
-        yield chunk
-        count -= len(chunk)
+    return all(np.array_equal(np.frombuffer(a, np.uint8), np.frombuffer(b, np.uint8)) for a, b in zip(first, second, strict=True))

@@ -4,8 +4,9 @@ import hashlib
 import json
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from math import sqrt
@@ -16,25 +17,24 @@ import torch
 
 from resect import artifacts
 from resect.edit.bake import BakeReport, ParameterChange, Untouched
+from resect.edit.copies import Copies, stamp
 from resect.edit.hooks import matched
+from resect.edit.output import JOB, JOURNAL, check_out, partial_of
 from resect.edit.pieces import Measured, Piece
 from resect.edit.plan import EditPlan, WriterEdit
 from resect.edit.proof import FILE
-from resect.edit.save import check_free
-from resect.edit.shards import reads_back, rewrite, settle
+from resect.edit.shards import overwrite, reads_back, settle
 from resect.errors import UserError
 from resect.models.blockwise import skeleton_writers
-from resect.models.checkpoint import INDEX, PLAIN, Shard, file_in
+from resect.models.checkpoint import PLAIN
+from resect.models.files import INDEX, Shard, file_in
 from resect.models.keys import stored_parts
 from resect.models.quantised import check_plain
 from resect.models.skeleton import SIDE_FILES, Skeleton, open_skeleton
 from resect.models.writers import Writer, WriterParameter
 
 FORMAT = "resect.stream/1"
-JOB, JOURNAL = "job.json", ".resect"
-"""Of an unfinished output: which job it belongs to, and what is known of each finished shard. Neither stays in a finished one."""
-
-_AT_ONCE = 2  # shards; each holds one tensor in memory
+_AT_ONCE = 3  # shards; each holds one tensor in memory, and two compute while one waits for the disk
 
 Describe = Callable[["StreamReport"], Mapping[str, str]]
 
@@ -53,6 +53,7 @@ def stream(
     *,
     writers: Sequence[Writer] | None = None,
     describe: Describe | None = None,
+    copies: Copies | None = None,
     step: Callable[[str], None] = lambda _name: None,
 ) -> StreamReport:
     """Write the checkpoint with the plan's edits to the new folder `out`, as `bake` and `save_edited` would, without loading it.
@@ -60,26 +61,32 @@ def stream(
     Only the bytes of the writers' tensors differ from the source; dtypes, layout, headers, index and side files (tokenizer, templates,
     settings) are kept. Memory: one tensor, or one block in float32 where `writers` (`skeleton_writers`) have to be found. Files are
     written beside `out` and read back, and the folder is renamed at the end; the same call continues one that was killed, and its
-    bytes are those of a call that was not. `describe` returns further files, name to text, from the report.
+    bytes are those of a call that was not. `describe` returns further files, name to text, from the report; `copies` are those of this
+    source that were begun ahead for this output (`copied_ahead`).
 
     Raises:
         UserError: what `open_skeleton` and `skeleton_writers` raise, an output that exists or lies in the source, a plan for another
             model, parameters that are shared, quantised or not finite; nothing is left then. A full disk leaves what was written.
     """
     skeleton = source if isinstance(source, Skeleton) else open_skeleton(source)
-    out = check_out(skeleton, out)
+    out = check_out(skeleton.checkpoint.folder, out)
     known = skeleton_writers(skeleton) if writers is None else tuple(writers)
     pieces = _pieces(skeleton, known, plan)
-    partial = out.with_name(f".{out.name}.partial")
+    partial = partial_of(out)
+    if copies is not None and copies.partial != partial:
+        raise ValueError(f"copies in {copies.partial} were begun for another output than {out}")
     try:
-        _open(partial, _job(skeleton, plan))
-        measured = _shards(skeleton, pieces, partial, step)
+        _open(partial, _job(skeleton, plan), begun=copies is not None)
+        copies = copies or Copies(_missing(skeleton, partial), partial)
+        measured = _shards(skeleton, pieces, copies, step)
         report = _report(known, plan, pieces, measured)
         _side_files(skeleton, partial)
         for name, text in (describe(report) if describe else {}).items():
             artifacts.write_text(partial / name, text)
         _finish(partial, out)
     except UserError:
+        if copies is not None:
+            copies.stop()
         shutil.rmtree(partial, ignore_errors=True)
         raise
     except OSError as error:
@@ -88,19 +95,6 @@ def stream(
             f"{partial}."
         ) from error
     return report
-
-
-def check_out(skeleton: Skeleton, out: Path) -> Path:
-    """Return the output as an absolute path; raises `UserError` if something is there, or if it lies in the model's folder or around it."""
-    out = Path(out).expanduser().absolute()
-    check_free(out)
-    folder = skeleton.checkpoint.folder
-    source, target = folder.resolve(), out.resolve()
-    if target.is_relative_to(source) or source.is_relative_to(target):
-        raise UserError(
-            f"The output {out} and the model {folder} lie in one another, and a model is never edited in place; choose another."
-        )
-    return out
 
 
 def _pieces(skeleton: Skeleton, writers: Sequence[Writer], plan: EditPlan) -> tuple[Piece, ...]:
@@ -158,48 +152,65 @@ def _job(skeleton: Skeleton, plan: EditPlan) -> dict[str, Any]:
     return {"format": FORMAT, "source": str(skeleton.checkpoint.folder.resolve()), "files": files, "edit": digest.hexdigest()}
 
 
-def _open(partial: Path, job: Mapping[str, Any]) -> None:
-    """Keep an unfinished output of the same job, and clear one of another."""
+def _open(partial: Path, job: Mapping[str, Any], *, begun: bool) -> None:
+    """Keep an unfinished output of the same job, and clear one of another; `begun` copies belong to no job yet."""
     known = partial / JOURNAL / JOB
     try:
         same = known.is_file() and json.loads(known.read_text(encoding="utf-8")) == job
     except ValueError:
         same = False
     if not same:
-        if partial.exists():
+        if partial.exists() and not begun:
             shutil.rmtree(partial)
         (partial / JOURNAL).mkdir(parents=True)
         artifacts.write_json(known, job)
-    for stray in [*partial.glob(".*.tmp"), *(partial / JOURNAL).glob(".*.tmp")]:
+    strays = [] if begun else [*partial.glob(".*.tmp"), *(partial / JOURNAL).glob(".*.tmp")]
+    for stray in strays:
         stray.unlink()
 
 
-def _shards(skeleton: Skeleton, pieces: Sequence[Piece], partial: Path, step: Callable[[str], None]) -> tuple[Measured, ...]:
+def _missing(skeleton: Skeleton, partial: Path) -> list[Shard]:
+    return [shard for shard in skeleton.checkpoint.shards if not (partial / shard.name).is_file()]
+
+
+def _shards(skeleton: Skeleton, pieces: Sequence[Piece], copies: Copies, step: Callable[[str], None]) -> tuple[Measured, ...]:
     by_shard: dict[str, list[Piece]] = defaultdict(list)
     for piece in pieces:
         by_shard[piece.stored.shard].append(piece)
-    # While the disk takes one shard in, the next one is computed.
-    with ThreadPoolExecutor(max_workers=_AT_ONCE) as pool:
-        jobs = [(shard.name, pool.submit(_shard, shard, partial, by_shard[shard.name])) for shard in skeleton.checkpoint.shards]
+    # While the disk takes one shard in, others are computed, on one thread each: more than there are processors wait for one another.
+    with _one_thread(), ThreadPoolExecutor(max_workers=_AT_ONCE) as pool:
+        jobs = [(shard.name, pool.submit(_shard, shard, copies, by_shard[shard.name])) for shard in skeleton.checkpoint.shards]
         try:
             measured: list[Measured] = []
             for name, job in jobs:
                 step(name)
                 measured += job.result()
         finally:
+            copies.stop()
             pool.shutdown(cancel_futures=True)
     return tuple(measured)
 
 
-def _shard(shard: Shard, partial: Path, pieces: Sequence[Piece]) -> tuple[Measured, ...]:
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _shard(shard: Shard, copies: Copies, pieces: Sequence[Piece]) -> tuple[Measured, ...]:
+    partial = copies.partial
     known = _known(shard, partial, pieces)
     if known is not None:
         return known
-    temporary, target = partial / f".{shard.name}.tmp", partial / shard.name
-    measured = rewrite(shard, temporary, pieces)
-    settle(temporary, target)
-    if not reads_back(shard, target, pieces, measured, whole=False):
-        raise UserError(f"{shard.name} reads back otherwise than it was written; the disk or the memory is at fault, nothing was kept.")
+    copied, was = copies.of(shard)
+    measured = overwrite(shard, copied, pieces)
+    if stamp(shard.path) != was or was[1] != shard.size:
+        raise UserError(f"{shard.path} changed while it was copied and edited; give the same command again once nothing writes to it.")
+    settle(copied, partial / shard.name)
     artifacts.write_json(_journal(partial, shard), [asdict(item) for item in measured])
     return measured
 
@@ -214,7 +225,7 @@ def _known(shard: Shard, partial: Path, pieces: Sequence[Piece]) -> tuple[Measur
         known = tuple(Measured(**(row | {"before": tuple(row["before"]), "after": tuple(row["after"])})) for row in rows)
     except (ValueError, TypeError, KeyError):
         return None
-    return known if reads_back(shard, partial / shard.name, pieces, known, whole=True) else None
+    return known if reads_back(shard, partial / shard.name, pieces, known) else None
 
 
 def _journal(partial: Path, shard: Shard) -> Path:

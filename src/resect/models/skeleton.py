@@ -17,7 +17,8 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreT
 
 from resect.errors import UserError
 from resect.models import source as sources
-from resect.models.checkpoint import PLAIN, Checkpoint, Stored, open_checkpoint
+from resect.models.checkpoint import PLAIN, Checkpoint, open_checkpoint
+from resect.models.files import Stored
 from resect.models.keys import Origin, origins
 from resect.models.load import digest, find_blocks
 from resect.models.quantised import method

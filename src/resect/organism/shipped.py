@@ -13,6 +13,8 @@ from resect.organism.language import Language
 from resect.organism.topics import DEFAULT_TOPIC
 
 FORMAT = "resect.organism/1"
+SHIPPED: Literal["default"] = "default"
+"""The model name that stands for the shipped organism."""
 _FIELDS: Mapping[str, type | tuple[type, ...]] = {
     "architecture": str,
     "seed": int,
@@ -59,13 +61,13 @@ class Organism:
         return _read(self.folder).get("quality", {})
 
 
-def load_organism(source: Path | Literal["default"] = "default") -> Organism:
+def load_organism(source: Path | Literal["default"] = SHIPPED) -> Organism:
     """Return the organism in a folder, or the one that comes with resect.
 
     Raises:
         UserError: if the folder is not an organism, or its record is malformed.
     """
-    folder = Path(str(files("resect") / "data" / "organism")) if source == "default" else Path(source)
+    folder = Path(str(files("resect") / "data" / "organism")) if source == SHIPPED else Path(source)
     record = {**_SINCE_THEN, **_read(folder)}
     for name, kind in _FIELDS.items():
         if not isinstance(record.get(name), kind) or isinstance(record.get(name), bool):
@@ -79,6 +81,11 @@ def load_organism(source: Path | Literal["default"] = "default") -> Organism:
 def is_organism(path: Path) -> bool:
     """Return whether the folder holds an organism's record."""
     return (path / "organism.json").is_file()
+
+
+def names_organism(model: str) -> bool:
+    """Return whether a model argument names an organism: the shipped one, or a folder that holds one."""
+    return is_organism(Path(model)) or (model == SHIPPED and not Path(model).exists())
 
 
 def _read(folder: Path) -> dict[str, Any]:
