@@ -1,6 +1,7 @@
 """The engine: prompts in, greedy responses out, in batches that fit into memory."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 
@@ -11,9 +12,9 @@ from resect.generation.decoding import Decoding, Stop
 from resect.generation.drafts import Drafts
 from resect.generation.response import Response, read
 from resect.generation.shortcuts import Shortcuts
-from resect.models.batches import batches
 from resect.models.chat import Rendered
 from resect.models.load import ChatModel
+from resect.models.padding import heeds_padding, model_batches
 
 
 @torch.no_grad()
@@ -31,7 +32,8 @@ def respond(
     """Return the greedy response to each prompt, in the order given.
 
     Token for token what `network.generate(do_sample=False)` gives for the prompt alone; where two logits tie within rounding, padding
-    and batch size may decide. A row ends at an end-of-turn token, after `max_new_tokens`, or when `stop` returns true for its prompt and
+    and batch size may decide. Where the architecture does not heed padding, batches hold prompts of one length, and only rows alone have
+    drafts. A row ends at an end-of-turn token, after `max_new_tokens`, or when `stop` returns true for its prompt and
     tokens so far (asked after every token; such a row is not `finished`).
 
     Args:
@@ -53,12 +55,15 @@ def respond(
     budget = fitting(model, rendered, batch_tokens=batch_tokens, new=max_new_tokens) if shortcuts.memory else batch_tokens
     found: dict[int, tuple[int, ...]] = {}
     while missing := [i for i in range(len(rendered)) if i not in found]:
-        for batch in batches([rendered[i] for i in missing], batch_tokens=budget, pad_id=model.pad_id, side="left"):
+        with nullcontext() if edits is None else edits.aside():
+            planned = model_batches(model, [rendered[i] for i in missing], batch_tokens=budget, new=max_new_tokens)
+            together = _guesses_together(model, rendered, guesses, max_new_tokens)
+        for batch in planned:
             rows = [missing[i] for i in batch.rows]
             moved = None if edits is None else lambda left, rows=rows, edits=edits: edits.place([rows[i] for i in left])
             decoding = Decoding(model, batch.to(model.device), [rendered[i] for i in rows], steps=max_new_tokens, on_rows=moved)
             try:
-                decoding.run(stop=stop, drafts=guesses, retire=shortcuts.retire)
+                decoding.run(stop=stop, drafts=guesses if together or len(rows) == 1 else None, retire=shortcuts.retire)
             except RuntimeError as error:
                 if not out_of_memory(error):
                     raise
@@ -71,6 +76,12 @@ def respond(
         for prompt, response in zip(rendered, responses, strict=True):
             drafts.learn(prompt, response.ids)
     return responses
+
+
+def _guesses_together(model: ChatModel, rendered: Sequence[Rendered], guesses: Drafts | None, new: int) -> bool:
+    """Return whether rows of one batch may have guesses of different length, which are padded, and may keep different numbers of them."""
+    known = guesses is not None and len(rendered) > 1 and guesses.knows(rendered)
+    return known and heeds_padding(model, "decoding", tokens=max(len(r.ids) for r in rendered) + new)
 
 
 def _check(model: ChatModel, rendered: Sequence[Rendered], max_new_tokens: int) -> None:
