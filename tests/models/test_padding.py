@@ -137,7 +137,7 @@ def test_guesses_of_different_lengths_do_not_share_a_batch_that_sees_padding(mad
     assert [r.ids for r in respond(model, rendered, max_new_tokens=12)] == expected
     assert asked == []
     assert [r.ids for r in respond(model, rendered, max_new_tokens=12, drafts=drafts)] == expected
-    assert asked == [("decoding", 32)]
+    assert asked == [("left", 64)]  # where no side is safe, decoding is not
 
 
 def test_edits_of_rows_stand_aside_while_padding_is_tried_out(made):
@@ -167,10 +167,15 @@ def test_padding_is_tried_out_only_where_there_would_be_some_and_once(made, aske
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
             capture(model, prompts())
-    assert asked == [("left", 32)]
+    assert asked == [("left", 64)]
     assert [r.getMessage().split(" (")[0] for r in caplog.records] == ["llama computes other values for a prompt that is padded"]
-    capture(model, prompts([60, 33]))
-    assert asked == [("left", 32), ("left", 64)]
+    capture(model, prompts([80, 70]))
+    assert asked == [("left", 64)]  # what fails on short prompts is not asked again of longer ones
+    good = made("llama")
+    capture(good, prompts([80, 70]))
+    capture(good, prompts([100, 90]))
+    capture(good, prompts([140, 120]))
+    assert asked == [("left", 64), ("left", 128), ("left", 256)]
 
 
 def test_batches_are_padded_where_that_is_exact_and_of_one_length_where_not(made):

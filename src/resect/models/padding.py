@@ -26,10 +26,10 @@ Use = Literal["left", "right", "both", "decoding"]
 """Where padding stands; `decoding` is on the left, with a cache of keys and values."""
 
 TOLERANCE = 1e-4
-"""Relative, in float32: rows that a network computes alone and padded differ by at most 5e-6 where it heeds the mask, and by 3 % or more
-where it does not (the tiny networks of benchmarks/families.py)."""
+"""Relative, in float32: of the tiny networks of benchmarks/families.py rows alone and padded differ by at most 1.1e-5 where the mask is
+heeded, and by 0.9 % or more where it is not."""
 
-_LEAST = 32  # tokens of the longest prompt: widths below are proven along with it
+_LEAST = 64  # tokens of the longest prompt: widths below are proven along with it
 _STEPS = 2  # tokens that are fed one by one where decoding is tried
 _TINY = torch.finfo(torch.float32).tiny
 _HALF = (torch.float16, torch.bfloat16)
@@ -68,9 +68,13 @@ def heeds_padding(model: ChatModel, use: Use, *, tokens: int) -> bool:
     the checkpoint, and remembered for the network. The longest has `tokens` tokens, rounded up to a power of two, since some architectures
     fail on long prompts only. A network that fails, or cannot take padding at all, is named in a warning.
     """
+    if use in ("both", "decoding") and not heeds_padding(model, "left", tokens=tokens):
+        return False
     longest = max(_LEAST, 1 << (tokens - 1).bit_length())
     longest = min(longest, model.context or longest)
     known = _found.setdefault(model.network, {})
+    if any(not heeded for (tried, length), heeded in known.items() if tried == use and length <= longest):
+        return False
     if (use, longest) not in known:
         error = _error(model, use, longest)
         known[use, longest] = error <= TOLERANCE
@@ -79,7 +83,7 @@ def heeds_padding(model: ChatModel, use: Use, *, tokens: int) -> bool:
                 "%s computes other values for a prompt that is padded (%s) than for the prompt alone (%s), so its batches hold prompts of "
                 "equal length only: exact, but slower.",
                 model.name,
-                "decoding with a cache" if use == "decoding" else f"{use} side" if use != "both" else "both sides",
+                {"decoding": "on the left, decoding", "both": "on both sides"}.get(use, f"on the {use}"),
                 f"{error:.1%} off at {longest} tokens" if error < float("inf") else "the padded pass fails",
             )
     return known[use, longest]
