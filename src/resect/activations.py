@@ -9,10 +9,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from resect.errors import UserError, unknown_name
-from resect.models.batches import MAX_PADDING, Batch, Side, batches
+from resect.models.batches import MAX_PADDING, Batch, Side
 from resect.models.chat import Rendered
 from resect.models.forward import model_inputs, run_until
 from resect.models.load import ChatModel
+from resect.models.padding import model_batches
 
 Named = Literal["last", "last_user", "mean"]
 Position = Named | int
@@ -38,7 +39,8 @@ def capture(
 ) -> Activations:
     """Return the residual stream after the wanted blocks at one position of every prompt, in the order of the prompts.
 
-    The rows do not depend on the padding side or the batch size (to 1e-5 in float32). Only the wanted positions are kept, and the
+    The rows do not depend on the padding side or the batch size (to 1e-5 in float32): an architecture that does not heed padding gets
+    batches of prompts of one length. Only the wanted positions are kept, and the
     forward pass ends after the last wanted block.
 
     Args:
@@ -59,7 +61,7 @@ def capture(
     first = _tokens_at(position, rendered)
     model.check_length(max((len(r.ids) for r in rendered), default=0))
     rows = torch.empty(len(rendered), len(wanted), model.d_model)
-    for batch in batches(rendered, batch_tokens=batch_tokens, max_padding=MAX_PADDING, pad_id=model.pad_id, side=side):
+    for batch in model_batches(model, rendered, batch_tokens=batch_tokens, max_padding=MAX_PADDING, side=side):
         offsets = torch.tensor([first[i] for i in batch.rows])
         found = _capture_batch(model, batch, wanted=wanted, columns=None if position == "mean" else batch.starts + offsets)
         rows[list(batch.rows)] = found

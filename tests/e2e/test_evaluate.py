@@ -58,6 +58,9 @@ def test_two_checkpoints_are_told_apart_by_two_judges_with_intervals_and_tests(a
         assert entry["exact_match"]["all"]["value"] == 1.0
         assert entry["perplexity"].keys() == {"questions", "text"}
     assert "kl_tokens" not in base
+    for measure in ("kl_first_token", "kl_tokens"):
+        assert twin[measure]["value"] > 1e6 * twin[measure]["floor"] > 0, "another model stands far above rounding in float32"
+    assert {about["dtype"] for about in outcome.json["subjects"].values()} == {"float32"}
     drift = twin["drift"]
     assert drift["refusing"]["value"] + drift["answering"]["value"] == pytest.approx(twin["kl_tokens"]["value"])
     assert drift["by_position"][0]["mean"] == pytest.approx(twin["kl_first_token"]["value"])
@@ -173,6 +176,24 @@ def test_another_template_and_dtype_are_said_in_the_table_and_in_the_results(twi
     assert "differs from the base in" in outcome.out
     assert "chat template, dtype" in outcome.out
     assert all(f"Note: against: {sentence}" in outcome.err for sentence in there.values())
+
+
+def test_a_copy_of_the_model_is_not_told_from_it_and_dtypes_are_named(suite, resect, tmp_path):
+    """The same file twice differs in nothing; a copy in bfloat16 by no more than rounding makes there."""
+    aligned = HELPFUL.with_name("aligned")
+    for dtype, values in (("float32", {0.0}), ("bfloat16", None)):
+        out = tmp_path / dtype
+        command = ("evaluate", "default", "--against", aligned, "--suite", suite, "--dtype", dtype, "--set", "max_new_tokens=4")
+        outcome = resect(*command, "--out", out)
+        assert outcome.code == 0, outcome.err
+        evaluation = json.loads((out / "evaluation.json").read_text())
+        assert {arm: about["dtype"] for arm, about in evaluation["subjects"].items()} == {"base": "float32", "against": dtype}
+        entry = evaluation["arms"]["against"]
+        found = [entry[measure] for measure in ("kl_first_token", "kl_tokens")]
+        assert all(m["value"] <= m["floor"] for m in found)
+        assert values is None or {m["value"] for m in found} == values
+        assert outcome.out.count("as rounding alone") == 2
+        assert f"aligned, {dtype}" in " ".join(outcome.out.split())
 
 
 def test_another_template_is_another_evaluation(twin, suite, resect, tmp_path):

@@ -38,8 +38,10 @@ def test_both_ways_say_the_same_but_for_the_writers(resect):
     full, files = (resect("inspect", "default", "--json", *extra).json for extra in ((), ("--no-weights",)))
     assert len(full["writers"]) == 12
     assert files["writers"] is None
-    assert any("found and proven with the weights" in note for note in files["notes"])
-    alike = set(full) - {"writers", "notes", "fingerprint", "model"}
+    assert any("found out with the weights" in note for note in files["notes"])
+    assert full["heeds_padding"] == {"capture": True, "scoring": True, "decoding": True}
+    assert files["heeds_padding"] is None
+    alike = set(full) - {"writers", "heeds_padding", "notes", "fingerprint", "model"}
     assert {name: full[name] for name in alike} == {name: files[name] for name in alike}
     network = load_organism().aligned().network
     assert full["parameters"] == sum(p.numel() for p in network.parameters())
@@ -66,6 +68,14 @@ def test_the_memory_is_told_for_every_stage(resect, folder):
     assert [line.split()[0] for line in said.splitlines() if line.split()[:1] in (["load"], ["capture"], ["study"], ["save"])] == list(
         stages
     )
+
+
+def test_a_network_that_does_not_heed_padding_is_named(resect, tiny, tmp_path):
+    folder = save(tiny("deepseek_v4"), tmp_path / "tiny")
+    found = resect("inspect", folder, "--json").json
+    assert found["heeds_padding"] == {"capture": False, "scoring": False, "decoding": False}
+    assert sum("batches hold prompts of equal length only" in note for note in found["notes"]) == 1
+    assert "heeds padding: capture no, scoring no, decoding no" in resect("inspect", folder).out
 
 
 def test_no_weight_is_read_without_weights(resect, folder):

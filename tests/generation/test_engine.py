@@ -22,6 +22,7 @@ from resect.generation import NONE, Drafts, Response, read, respond
 from resect.generation.ties import partings
 from resect.models.chat import Rendered
 from resect.models.load import wrap
+from resect.models.padding import heeds_padding
 from resect.models.writers import find_writers
 from resect.organism import architectures
 
@@ -282,6 +283,7 @@ def passes(model):
 
 def test_known_responses_are_verified_in_one_pass():
     model, rendered = chat_model("qwen3"), prompts([5, 7, 6, 8])
+    assert heeds_padding(model, "decoding", tokens=20)  # found out once, in passes of its own
     drafts, seen = Drafts(), passes(model)
     first = respond(model, rendered, max_new_tokens=12, drafts=drafts)
     assert len(seen) == 12

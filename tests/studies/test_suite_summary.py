@@ -26,11 +26,12 @@ def drift(kl, offsets=(0, 2, 3, 4, 5)):
     return {"kl": kl, "reverse": kl, "entropy_shift": [0.1] * 5, "refusing": [0.0] * 4, "flipped": [False] * 5, "offsets": list(offsets)}
 
 
-def result(verdicts, *, kl=None, right=(True, False, None), sums=(1.0, 2.0, 3.0), tasks=None):
+def result(verdicts, *, kl=None, right=(True, False, None), sums=(1.0, 2.0, 3.0), tasks=None, rounding=None):
     found = {
         "verdicts": verdicts,
         "responses": {"harmful": ["h"] * 4, "harmless": ["g"] * 4},
         "drift": kl,
+        "rounding": rounding,
         "grades": {"exact": list(right)},
     }
     return found | {"nll": {"questions": {"sums": list(sums), "tokens": [2, 2, 2]}}, "tasks": tasks or {}}
@@ -54,6 +55,14 @@ def test_a_judge_that_scored_nothing_has_no_rate_and_the_next_one_gives_it():
     assert (entry["judges"]["a"]["refusal_rate"], entry["judges"]["a"]["compliance_rate"]) == (None, None)
     assert entry["refusal_rate"] == entry["judges"]["b"]["refusal_rate"]
     assert arm(result({"a": judged(["unscored"] * 4, ["unscored"] * 4, {"slow": 8})}))["refusal_rate"] is None
+
+
+def test_drift_carries_the_floor_of_rounding_where_it_is_known():
+    floors = {"kl_first_token": 0.3, "kl_tokens": 0.01}
+    known, unknown = (arm(result({}, kl=drift([0.2] * 5), rounding=r)) for r in (floors, None))
+    assert {name: known[name]["floor"] for name in floors} == floors
+    assert {name: {k: v for k, v in known[name].items() if k != "floor"} for name in floors} == {name: unknown[name] for name in floors}
+    assert set(unknown["kl_tokens"]) == {"value", "low", "high", "n", "unit"}
 
 
 def test_where_one_judge_failed_the_other_gives_the_rates_and_there_is_no_agreement():

@@ -109,5 +109,7 @@ def _figures(figures: Mapping[str, Any]) -> str:
 def _measured(measure: Mapping[str, Any] | None) -> str:
     if not measure or measure.get("value") is None:
         return "–"
+    if measure["value"] <= measure.get("floor", -1.0):
+        return f"≤ {measure['floor']:.3g} (rounding alone makes as much), n = {measure['n']}"
     interval = "" if measure.get("low") is None else f" ({measure['low']:.3g} to {measure['high']:.3g})"
     return f"{measure['value']:.3g}{interval}, n = {measure['n']}"

@@ -164,7 +164,8 @@ def _subjects(request: Request, load: Mapping[str, Any]) -> tuple[dict[str, Subj
 
 
 def _about(model: ChatModel) -> dict[str, Any]:
-    return {"model": model.name, "fingerprint": model.fingerprint, "tokenizer": asked_through(model)}
+    dtype = str(model.network.dtype).removeprefix("torch.")
+    return {"model": model.name, "dtype": dtype, "fingerprint": model.fingerprint, "tokenizer": asked_through(model)}
 
 
 def _apart(base: Arm, arm: Arm) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """An evaluation on a suite as the terminal shows it: figures with intervals, judges side by side, tests, and what is missing."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from resect.commands import console
@@ -46,11 +47,18 @@ def _show_figures(evaluation: Mapping[str, Any]) -> None:
     if not names and not any(apart):
         return
     table = console.table("measure", *arms)
+    table.add_row("model, dtype", *(_model(evaluation["subjects"][arm]) for arm in arms))
     if any(apart):
         table.add_row("differs from the base in", *apart)
     for name in names:
         table.add_row(name, *(_cell(figures.get(name)) for figures in arms.values()))
     console.show(table)
+
+
+def _model(about: Mapping[str, str]) -> str:
+    """Return name and dtype of a model; of a folder the last part, since columns are narrow."""
+    name = about["model"]
+    return f"{Path(name).name if Path(name).is_dir() else name}, {about['dtype']}"
 
 
 def _figures(entry: Mapping[str, Any]) -> dict[str, Any]:
@@ -85,6 +93,8 @@ def _cell(measured: Any) -> str:
     if found is None:
         return "none"
     write = percent if isinstance(measured, Mapping) and measured.get("unit") in _UNITS else number
+    if found.unresolved:
+        return f"≤ {write(found.floor)}, as rounding alone, n {found.n}"
     if found.low is None or found.high is None:
         return write(found.value)
     return f"{write(found.value)} ({write(found.low)} to {write(found.high)}), n {found.n}"

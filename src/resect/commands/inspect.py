@@ -18,6 +18,7 @@ from resect.models import source as sources
 from resect.models.chat import chat_template, notes, render
 from resect.models.load import find_blocks, load_tokenizer
 from resect.models.memory import without_weights
+from resect.models.padding import Use, heeds_padding
 from resect.models.thinking import tags_in
 from resect.models.writers import Writer, find_writers
 from resect.organism.shipped import names_organism
@@ -26,11 +27,16 @@ from resect.prompts import Prompt
 PROBE = "Hello"
 APART = ("template", "writers", "memory", "notes")
 """What the terminal shows in a way of its own; the rest is one line each."""
-NO_WRITERS = "The writers are found and proven with the weights; leave out --no-weights to see them."
+PADDED: dict[str, Use] = {"capture": "left", "scoring": "both", "decoding": "decoding"}
+"""Where prompts are padded, and on which side."""
+UNHEEDED = "A padded prompt gives other values than the prompt alone, so its batches hold prompts of equal length only: exact, but slower."
+NO_WRITERS = "Writers and the heed of padding are found out with the weights; leave out --no-weights to see them."
 
 
 def inspect(model: str, *, weights: bool, prompt_tokens: int, load: dict[str, Any], as_json: bool) -> None:
-    """Show architecture, writers with their proof, the rendering of prompts and predicted memory; without weights all but the writers.
+    """Show architecture, writers with their proof, whether it heeds padding, the rendering of prompts and predicted memory.
+
+    Without weights there are no writers, and nothing is known of padding.
 
     Raises:
         UserError: a prompt length below 1, or what loading, finding writers or the prediction raise.
@@ -40,7 +46,7 @@ def inspect(model: str, *, weights: bool, prompt_tokens: int, load: dict[str, An
     console.quiet_libraries()
     with console.progress("inspect", total=3) as step:
         step("loading")
-        found = _loaded(model, load, step) if weights else _files(model, load)
+        found = _loaded(model, load, step, prompt_tokens) if weights else _files(model, load)
         step("memory")
         config, dtype = found.pop("config"), getattr(torch, found["dtype"])
         network = without_weights(config, dtype=dtype, trust_remote_code=load["trust_remote_code"])
@@ -50,18 +56,20 @@ def inspect(model: str, *, weights: bool, prompt_tokens: int, load: dict[str, An
     _show(found, as_json=as_json)
 
 
-def _loaded(model: str, load: dict[str, Any], step: Any) -> dict[str, Any]:
+def _loaded(model: str, load: dict[str, Any], step: Any, prompt_tokens: int) -> dict[str, Any]:
     loaded = open_model(model, **load)
     step("writers")
     writers = find_writers(loaded)
+    heeded = {name: heeds_padding(loaded, use, tokens=prompt_tokens) for name, use in PADDED.items()}
     return {
         "model": loaded.name,
         "fingerprint": loaded.fingerprint,
         "config": loaded.network.config,
         "dtype": str(loaded.network.dtype).removeprefix("torch."),
+        "heeds_padding": heeded,
         "template": _template(loaded.tokenizer),
         "writers": [_writer(w) for w in writers],
-        "notes": list(loaded.notes),
+        "notes": [*loaded.notes, *([] if all(heeded.values()) else [UNHEEDED])],
     }
 
 
@@ -78,6 +86,7 @@ def _files(model: str, load: dict[str, Any]) -> dict[str, Any]:
         "config": config,
         "dtype": _dtype(sources.dtype_of(load["dtype"]), config, stored),
         "stored": stored,
+        "heeds_padding": None,
         "template": _template(tokenizer),
         "writers": None,
         "notes": [*tokenizer_notes, NO_WRITERS],
@@ -136,7 +145,7 @@ def _said(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, dict):
-        return ", ".join(f"{name} {count}" for name, count in value.items()) or "none"
+        return ", ".join(f"{name} {_said(count)}" for name, count in value.items()) or "none"
     return " ".join(map(str, value)) or "none" if isinstance(value, list) else str(value)
 
 

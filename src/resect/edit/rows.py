@@ -21,6 +21,7 @@ class RowEdits:
     def __init__(self, plans: int) -> None:
         self._count = plans
         self.rows = torch.arange(plans)
+        self.suspended = False
 
     def place(self, plans: Sequence[int]) -> None:
         """Say which plan, by its index, each row of the batches from now on has; raises `UserError` for an index without a plan."""
@@ -28,6 +29,15 @@ class RowEdits:
         if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < self._count:
             raise UserError(f"There are {self._count} edits, so rows may have edits 0 to {self._count - 1}; got {rows.tolist()}.")
         self.rows = rows
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Let the network run as if there were no edits, with any number of rows, inside the `with` block."""
+        self.suspended = True
+        try:
+            yield
+        finally:
+            self.suspended = False
 
 
 @contextmanager
@@ -73,6 +83,8 @@ class _RowHook:
         self._factors, self._placed, self._gathered = (c, minus_u), None, (c, minus_u)
 
     def __call__(self, _module: Any, _args: Any, output: Any) -> Any:
+        if self._rows.suspended:
+            return output
         y = first_tensor(output)
         if y.ndim != 3:
             raise UserError(

@@ -5,6 +5,7 @@ Prompts are padded on the left and continuations on the right, so all rows of a 
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,11 +18,13 @@ from resect.errors import UserError
 from resect.models.batches import MAX_PADDING
 from resect.models.forward import accepts
 from resect.models.load import ChatModel
+from resect.models.padding import heeds_padding
 
 # Scored logits held at once: 2^26 float32 values are 256 MB, whatever the vocabulary.
 _MAX_LOGITS = 1 << 26
 
 Ids = tuple[int, ...]
+Rows = tuple[int, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +58,7 @@ def score(
             raise UserError(f"Prompt {i} has no tokens, so nothing can be predicted from it; remove it or add a beginning-of-text token.")
     model.check_length(max((len(p) + len(c) - 1 for p, c in zip(prefixes, continuations, strict=True) if c), default=0))
     vocab = int(model.network.config.get_text_config(decoder=True).vocab_size)
-    for rows in _plan(prefixes, continuations, batch_tokens=batch_tokens, vocab=vocab):
+    for rows in _exact_plan(model, prefixes, continuations, batch_tokens=batch_tokens, vocab=vocab, edits=edits):
         if edits is not None:
             edits.place(rows)
         logprobs = _forward(model, [prefixes[i] for i in rows], [continuations[i] for i in rows]).float().log_softmax(dim=-1)
@@ -67,10 +70,25 @@ def score(
         yield Scored(rows, logprobs)
 
 
-def _plan(prefixes: Sequence[Ids], continuations: Sequence[Ids], *, batch_tokens: int, vocab: int) -> Iterator[tuple[int, ...]]:
+def _exact_plan(
+    model: ChatModel, prefixes: Sequence[Ids], continuations: Sequence[Ids], *, batch_tokens: int, vocab: int, edits: RowEdits | None
+) -> list[Rows]:
+    """Return rows in batches that the model computes exactly: without padding where it does not heed it."""
+    plan = list(_plan(prefixes, continuations, batch_tokens=batch_tokens, vocab=vocab))
+    shapes = [{(len(prefixes[i]), len(continuations[i])) for i in rows} for rows in plan]
+    width = max((max(p for p, _ in found) + max(c for _, c in found) - 1 for found in shapes if len(found) > 1), default=0)
+    with nullcontext() if edits is None else edits.aside():
+        exact = not width or heeds_padding(model, "both", tokens=width)
+    return plan if exact else list(_plan(prefixes, continuations, batch_tokens=batch_tokens, vocab=vocab, max_padding=0))
+
+
+def _plan(
+    prefixes: Sequence[Ids], continuations: Sequence[Ids], *, batch_tokens: int, vocab: int, max_padding: int = MAX_PADDING
+) -> Iterator[Rows]:
     """Return rows in batches, longest first, under the budgets for tokens (padding counted), for padding and for logits."""
     order = [i for i in range(len(prefixes)) if continuations[i]]
-    order.sort(key=lambda i: (-len(prefixes[i]) - len(continuations[i]), i))
+    # Without padding rows share a batch only if both of their parts have one length.
+    order.sort(key=lambda i: (-len(prefixes[i]) - len(continuations[i]), 0 if max_padding else len(prefixes[i]), i))
     rows: list[int] = []
     left = right = real = 0
     for i in order:
@@ -78,7 +96,7 @@ def _plan(prefixes: Sequence[Ids], continuations: Sequence[Ids], *, batch_tokens
         wider, longer = max(left, prefix), max(right, continuation)
         tokens, count = (len(rows) + 1) * (wider + longer - 1), len(rows) + 1
         padding = tokens - real - (prefix + continuation - 1)
-        if rows and (tokens > batch_tokens or padding > MAX_PADDING or count * longer * vocab > _MAX_LOGITS):
+        if rows and (tokens > batch_tokens or padding > max_padding or count * longer * vocab > _MAX_LOGITS):
             yield tuple(rows)
             rows, real, wider, longer = [], 0, prefix, continuation
         rows.append(i)

@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from resect.edit.hooks import matched
 from resect.edit.plan import EditPlan
 from resect.errors import UserError
-from resect.models.batches import Batch, batches
+from resect.models.batches import Batch
 from resect.models.chat import Rendered
 from resect.models.forward import accepts, first_tensor, model_inputs
 from resect.models.load import ChatModel
+from resect.models.padding import model_batches
 from resect.models.writers import Writer
 
 Numbers = Callable[[Float[Tensor, "sample vocab"]], Sequence[Float[Tensor, " sample"]]]
@@ -58,7 +59,7 @@ def slopes(
     """
     factors = _gather(model, writers, plans)
     found: Tensor | None = None
-    for batch in batches(rendered, batch_tokens=batch_tokens, pad_id=model.pad_id, side="left"):
+    for batch in model_batches(model, rendered, batch_tokens=batch_tokens):
         rows = _batch_slopes(model, batch.to(model.device), factors, numbers, len(plans))
         if found is None:
             found = torch.zeros(len(rows), len(rendered), len(plans), dtype=torch.float64)

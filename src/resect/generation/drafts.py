@@ -5,7 +5,7 @@ plain decoding. A guess that fails costs its pass. Therefore a known response is
 far, and only while guesses pay, judged by the share that was accepted lately.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from resect.models.chat import Rendered
 
@@ -34,6 +34,10 @@ class Drafts:
             known.remove(response)
         known.insert(0, response)
         del known[_REMEMBERED:]
+
+    def knows(self, prompts: Iterable[Rendered]) -> bool:
+        """Return whether a response to any of the prompts is known."""
+        return any(tuple(prompt.ids) in self._known for prompt in prompts)
 
     def guess(self, prompt: Rendered, new: Ids) -> Ids:
         """Return how the newest known response that begins with `new` goes on; empty if there is none."""

@@ -1,6 +1,7 @@
 """The engine: prompts in, greedy responses out, in batches that fit into memory."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 
 import torch
 
@@ -11,9 +12,10 @@ from resect.generation.decoding import Decoding, Stop
 from resect.generation.drafts import Drafts
 from resect.generation.response import Response, read
 from resect.generation.shortcuts import Shortcuts
-from resect.models.batches import batches
+from resect.models.batches import Batch
 from resect.models.chat import Rendered
 from resect.models.load import ChatModel
+from resect.models.padding import heeds_padding, model_batches
 
 
 @torch.no_grad()
@@ -31,8 +33,9 @@ def respond(
     """Return the greedy response to each prompt, in the order given.
 
     Token for token what `network.generate(do_sample=False)` gives for the prompt alone; where two logits tie within rounding, padding
-    and batch size may decide. A row ends at an end-of-turn token, after `max_new_tokens`, or when `stop` returns true for its prompt and
-    tokens so far (asked after every token; such a row is not `finished`).
+    and batch size may decide. Where the network does not heed padding, prompts of a batch have one length, and drafts are for lone ones. A
+    row ends at an end-of-turn token, after `max_new_tokens`, or when `stop` returns true for its prompt and tokens so far (asked after
+    every token; such a row is not `finished`).
 
     Args:
         model: the model, with whatever hooks are on it.
@@ -53,24 +56,35 @@ def respond(
     budget = fitting(model, rendered, batch_tokens=batch_tokens, new=max_new_tokens) if shortcuts.memory else batch_tokens
     found: dict[int, tuple[int, ...]] = {}
     while missing := [i for i in range(len(rendered)) if i not in found]:
-        for batch in batches([rendered[i] for i in missing], batch_tokens=budget, pad_id=model.pad_id, side="left"):
+        planned, together = _planned(model, [rendered[i] for i in missing], budget, max_new_tokens, guesses, edits)
+        for batch in planned:
             rows = [missing[i] for i in batch.rows]
             moved = None if edits is None else lambda left, rows=rows, edits=edits: edits.place([rows[i] for i in left])
             decoding = Decoding(model, batch.to(model.device), [rendered[i] for i in rows], steps=max_new_tokens, on_rows=moved)
             try:
-                decoding.run(stop=stop, drafts=guesses, retire=shortcuts.retire)
+                decoding.run(stop=stop, drafts=guesses if together or len(rows) == 1 else None, retire=shortcuts.retire)
             except RuntimeError as error:
                 if not out_of_memory(error):
                     raise
                 budget = _halved(batch.input_ids.numel(), rows=len(rows), model=model, error=error)
-                found |= {rows[i]: ids for i, ids in decoding.ended().items()}
                 break
-            found |= {rows[i]: ids for i, ids in decoding.ended().items()}
+            finally:
+                found |= {rows[i]: ids for i, ids in decoding.ended().items()}
     responses = tuple(read(model, found[i], prompt=prompt) for i, prompt in enumerate(rendered))
     if drafts is not None:
         for prompt, response in zip(rendered, responses, strict=True):
             drafts.learn(prompt, response.ids)
     return responses
+
+
+def _planned(
+    model: ChatModel, prompts: Sequence[Rendered], budget: int, new: int, guesses: Drafts | None, edits: RowEdits | None
+) -> tuple[Iterator[Batch], bool]:
+    """Return the batches, and whether rows of one may have guesses: these differ in length, and so does what is kept of them."""
+    with nullcontext() if edits is None else edits.aside():
+        planned = model_batches(model, prompts, batch_tokens=budget, new=new)
+        known = guesses is not None and len(prompts) > 1 and guesses.knows(prompts)
+        return planned, known and heeds_padding(model, "decoding", tokens=max(len(p.ids) for p in prompts) + new)
 
 
 def _check(model: ChatModel, rendered: Sequence[Rendered], max_new_tokens: int) -> None:

@@ -74,6 +74,12 @@ def batches(
     )
 
 
+def padded_width(rendered: Sequence[Rendered], *, batch_tokens: int, max_padding: int | None) -> int:
+    """Return the width of the widest of `batches` that holds padding, 0 if none does."""
+    lengths = ([len(rendered[i].ids) for i in rows] for rows in _plan(rendered, batch_tokens, max_padding))
+    return max((max(found) for found in lengths if min(found) < max(found)), default=0)
+
+
 def _plan(rendered: Sequence[Rendered], batch_tokens: int, max_padding: int | None) -> Iterator[tuple[int, ...]]:
     order = sorted(range(len(rendered)), key=lambda i: (-len(rendered[i].ids), i))
     rows: list[int] = []

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, cast
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from resect.errors import UserError
@@ -175,15 +175,20 @@ def probe_inputs(model: ChatModel) -> dict[str, Any]:
 
 
 def _probe_ids(model: ChatModel) -> Tensor:
-    """Return random tokens, [row, token], without those that have a role: padding, image placeholders and such would change what runs."""
+    """Return random ordinary tokens, [row, token]."""
+    allowed = ordinary_tokens(model)
+    picks = torch.randint(len(allowed), (ROWS, _TOKENS), generator=torch.Generator().manual_seed(0))
+    return allowed[picks].to(model.device)
+
+
+def ordinary_tokens(model: ChatModel) -> Int[Tensor, " token"]:
+    """Return all tokens without those that have a role: padding, image placeholders and such would change what runs."""
     config = model.network.config.to_dict()
     roles = {v for k, v in config.items() if k.endswith(("token_id", "token_index")) and isinstance(v, int)}
     vocab = cast(nn.Embedding, model.network.get_input_embeddings()).weight.shape[0]
     ordinary = torch.ones(vocab, dtype=torch.bool)
     ordinary[[i for i in roles | model.end_ids if 0 <= i < vocab]] = False
-    allowed = ordinary.nonzero()[:, 0]
-    picks = torch.randint(len(allowed), (ROWS, _TOKENS), generator=torch.Generator().manual_seed(0))
-    return allowed[picks].to(model.device)
+    return ordinary.nonzero()[:, 0]
 
 
 def _check_weights(model: ChatModel) -> None:

@@ -20,6 +20,8 @@ def _short(measured: Measure | None, *, measure: str) -> str:
     """Return a rate with its interval, other figures alone with two digits: a terminal has 80 columns, the report has the rest."""
     if measured is None:
         return "–"
+    if measured.unresolved:
+        return f"≤ {measured.floor:.0e}"
     if measure not in RATES:
         return _digits(measured.value)
     value = f"{measured.value:.0%}"

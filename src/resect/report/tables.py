@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from resect.report.read import RunFolder, ordered
 from resect.report.sentences import kl_ratio
-from resect.report.values import MISSING, Json, Measure, count, finite, hover, interval, number, p_value, percent, read_measure, write
+from resect.report.values import MISSING, Json, Measure, count, finite, hover, interval, number, p_value, percent, read_measure, told, write
 
 MEASURES = {
     "refusal_rate": "refusals, harmful",
@@ -39,7 +39,7 @@ def cell(measured: Measure | None, *, measure: str, name: str = "") -> Cell:
     if measured is None:
         return Cell(MISSING)
     small = f"{interval(measured, measure=measure)} · {count(measured.n)}"
-    return Cell(write(measured.value, measure=measure), small, hover(name or measure, measured, measure=measure))
+    return Cell(told(measured, measure=measure), small, hover(name or measure, measured, measure=measure))
 
 
 def plain(values: Iterable[object]) -> tuple[Cell, ...]:

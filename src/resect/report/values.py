@@ -15,12 +15,18 @@ _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 @dataclass(frozen=True)
 class Measure:
-    """One number with its 95 % interval and the count behind it."""
+    """One number with its 95 % interval and the count behind it; of drift `floor` is what rounding alone makes."""
 
     value: float
     low: float | None
     high: float | None
     n: int | None
+    floor: float | None = None
+
+    @property
+    def unresolved(self) -> bool:
+        """Whether the value is no larger than what rounding alone makes."""
+        return self.floor is not None and self.value <= self.floor
 
 
 def finite(number: object) -> float | None:
@@ -36,7 +42,10 @@ def read_measure(raw: object) -> Measure | None:
         return None
     value = finite(raw.get("value"))
     n = finite(raw.get("n"))
-    return None if value is None else Measure(value, finite(raw.get("low")), finite(raw.get("high")), None if n is None else int(n))
+    if value is None:
+        return None
+    low, high, floor = (finite(raw.get(key)) for key in ("low", "high", "floor"))
+    return Measure(value, low, high, None if n is None else int(n), floor)
 
 
 def number(value: float | int | None) -> str:
@@ -71,8 +80,15 @@ def write(value: float | int | None, *, measure: str) -> str:
     return percent(value) if measure in RATES else number(value)
 
 
+def told(measured: Measure, *, measure: str) -> str:
+    """Return the value in the unit of the measure, or the floor that it cannot be told from."""
+    return f"≤ {write(measured.floor, measure=measure)}" if measured.unresolved else write(measured.value, measure=measure)
+
+
 def interval(measured: Measure, *, measure: str) -> str:
     """Return `low to high` in the unit of the measure, or what is missing in words."""
+    if measured.unresolved:
+        return "rounding alone makes as much"
     if measured.low is None or measured.high is None:
         return "no interval"
     low, high = write(measured.low, measure=measure), write(measured.high, measure=measure)
@@ -86,7 +102,7 @@ def count(n: int | None) -> str:
 
 def hover(name: str, measured: Measure, *, measure: str) -> str:
     """Return one line with value, interval and n, for a tooltip."""
-    return f"{name}: {write(measured.value, measure=measure)} ({interval(measured, measure=measure)}; {count(measured.n)})"
+    return f"{name}: {told(measured, measure=measure)} ({interval(measured, measure=measure)}; {count(measured.n)})"
 
 
 def p_value(value: object) -> str:

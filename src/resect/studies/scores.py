@@ -13,7 +13,7 @@ from torch import Tensor
 from resect.cache import Kept
 from resect.config import SRAConfig, StudyConfig
 from resect.edit.plan import EditPlan
-from resect.evaluation import drift, recovery
+from resect.evaluation import drift, recovery, rounding
 from resect.evaluation.logprobs import TokenLogprobs, response_logprobs
 from resect.evaluation.perplexity import Nll, answer_nll, text_nll
 from resect.evaluation.refusal import judge_agreement, log_odds
@@ -109,13 +109,29 @@ def score(
     }
 
 
-def summary(result: Mapping[str, Any], *, seed: int) -> dict[str, Any]:
-    """Return an arm's entry of `evaluation.json`: every figure a measurement with interval and n."""
+def rounding_alone(lab: Lab[StudyConfig], behaviour: Behaviour) -> dict[str, float]:
+    """Return the drift that rounding alone makes of the base on the test prompts, by measure."""
+    harmless = behaviour.harmless["test"]
+    prompts, said = harmless.prompts.prompts, harmless.responses
+    lengths = [min(len(r.ids), lab.config.kl_tokens) for r in said]
+    vocab = harmless.logprobs.shape[1]
+
+    def read(rows: Sequence[int]) -> TokenLogprobs:
+        return _forced(lab, lab.model, [prompts[i] for i in rows], [said[i] for i in rows])
+
+    return rounding.floors(lab.model, read, lengths, vocab=vocab)
+
+
+def summary(result: Mapping[str, Any], *, seed: int, floors: Mapping[str, float] | None = None) -> dict[str, Any]:
+    """Return an arm's entry of `evaluation.json`: every figure a measurement with interval and n; drift with its floor, where given."""
+    known = floors or {}
     entry: dict[str, Any] = {
         "refusal_rate": refusal_rate(result["harmful"]).to_json(),
         "benign_refusal_rate": refusal_rate(result["harmless"]).to_json(),
-        "kl_first_token": mean_of(result["kl_first_token"], unit="nats", seed=seed).to_json(),
-        "kl_tokens": mean_of(result["kl_tokens"], unit="nats per token", seed=seed).to_json(),
+        **{
+            name: rounding.with_floor(mean_of(result[name], unit=unit, seed=seed).to_json(), known.get(name))
+            for name, unit in (("kl_first_token", "nats"), ("kl_tokens", "nats per token"))
+        },
         "perplexity": {name: perplexity(nll["sums"], nll["tokens"], seed=seed).to_json() for name, nll in result["nll"].items()},
     }
     if result["recovered"] is not None:

@@ -83,10 +83,13 @@ def _trace(bench: Bench, arm: str, pick: dict[str, Any], result: dict[str, Any])
 def evaluation_of(bench: Bench, results: dict[str, Any]) -> dict[str, Any]:
     """Return `evaluation.json` of the arms that were scored."""
     seed = bench.config.seed
+    rounded = bench.step("rounding", scores.rounding_alone, bench.behaviour.on("test"), settings=("kl_tokens",))
+    # The base is what drift is from: no difference is claimed of it.
+    floors = {arm: None if arm == "base" else rounded for arm in results}
     return {
         "format": "resect.evaluation/1",
         "model": bench.inputs.model.name,
-        "arms": {arm: scores.summary(result, seed=seed) for arm, result in results.items()},
+        "arms": {arm: scores.summary(result, seed=seed, floors=floors[arm]) for arm, result in results.items()},
         "comparisons": comparisons.compare(results, seed=seed),
     }
 

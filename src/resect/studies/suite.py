@@ -18,11 +18,12 @@ from torch import Tensor
 
 from resect.config import SRAConfig
 from resect.errors import UserError
+from resect.evaluation import rounding
 from resect.evaluation.grading import GRADERS
 from resect.evaluation.judges import Judge
 from resect.evaluation.logprobs import TokenLogprobs, next_token_logprobs, response_logprobs
 from resect.evaluation.perplexity import Nll, answer_nll, text_nll
-from resect.evaluation.token_drift import drift_along
+from resect.evaluation.token_drift import Read, drift_along
 from resect.generation import Response, read, respond
 from resect.models.chat import Rendered, render
 from resect.models.differences import vocabularies
@@ -145,6 +146,7 @@ def run(
             "verdicts": {judge.name: _verdicts(name, arm, judge, steps) for judge in judges if arm.asked},
             "responses": steps.json(f"{name}_responses", lambda arm=arm: _hashes(arm)),
             "drift": None if name == BASE or not base.suite.harmless else _drift(name, arm, base, steps, refusal_tokens),
+            "rounding": None if name == BASE or not base.suite.harmless else _rounding(name, arm, base, steps),
             "nll": steps.json(f"{name}_likelihood", lambda arm=arm: _likelihoods(arm)),
             "grades": steps.json(f"{name}_grades", lambda arm=arm: _grades(arm)),
         }
@@ -178,18 +180,43 @@ def _drift(name: str, arm: Arm, base: Arm, steps: Steps, refusal_tokens: Callabl
     if why := no_drift(base, arm):
         return {"error": why}
     prompts = base.suite.harmless.prompts
-    ids = steps.json("base_harmless", lambda: [list(r.ids) for r in base.responses["harmless"]])
+    responses = _said(base, steps)
 
     def measure() -> dict[str, Any]:
-        said = base.read(prompts, ids)
-
-        def reader(which: Arm) -> Callable[[Sequence[int]], TokenLogprobs]:
-            return lambda rows: which.along([prompts[i] for i in rows], [said[i] for i in rows])
-
-        lengths = [min(len(r.ids), base.config.kl_tokens) for r in said]
-        return drift_along(reader(base), reader(arm), lengths, vocab=base.vocab, refusal_tokens=refusal_tokens()).to_json()
+        said = responses()
+        ours, theirs = (_reader(which, prompts, said) for which in (base, arm))
+        return drift_along(ours, theirs, _lengths(base, said), vocab=base.vocab, refusal_tokens=refusal_tokens()).to_json()
 
     return steps.json(f"{name}_drift", measure)
+
+
+def _rounding(name: str, arm: Arm, base: Arm, steps: Steps) -> dict[str, float] | None:
+    """Return the drift that rounding alone makes of the model in the coarser dtype, the base if they are alike; None without drift."""
+    if no_drift(base, arm):
+        return None
+    responses = _said(base, steps)
+    which, called = (base, BASE) if rounding.coarser(base.model, arm.model) is base.model else (arm, name)
+
+    def measure() -> dict[str, float]:
+        said = responses()
+        read = _reader(which, base.suite.harmless.prompts, said)
+        return rounding.floors(which.model, read, _lengths(base, said), vocab=base.vocab)
+
+    return steps.json(f"{called}_rounding", measure)
+
+
+def _said(base: Arm, steps: Steps) -> Callable[[], tuple[Response, ...]]:
+    """Return what gives the base's responses to the harmless prompts, from disk or memory."""
+    ids = steps.json("base_harmless", lambda: [list(r.ids) for r in base.responses["harmless"]])
+    return lambda: base.read(base.suite.harmless.prompts, ids)
+
+
+def _reader(arm: Arm, prompts: Sequence[Prompt], said: Sequence[Response]) -> Read:
+    return lambda rows: arm.along([prompts[i] for i in rows], [said[i] for i in rows])
+
+
+def _lengths(arm: Arm, said: Sequence[Response]) -> list[int]:
+    return [min(len(r.ids), arm.config.kl_tokens) for r in said]
 
 
 def no_drift(base: Arm, arm: Arm) -> str | None:

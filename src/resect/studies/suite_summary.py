@@ -8,6 +8,7 @@ import torch
 
 from resect.evaluation import drift
 from resect.evaluation.refusal import all_agreements
+from resect.evaluation.rounding import with_floor
 from resect.evaluation.sample_size import pairs_for
 from resect.evaluation.statistics import Measurement, holm, mcnemar, mean_of, paired_bootstrap, perplexity, rate
 from resect.evaluation.token_drift import TokenDrift
@@ -36,7 +37,7 @@ def _arm(result: Json, suite: Suite, seed: int, base: Mapping[str, Json]) -> Jso
     first = next((entry for entry in judges.values() if any(entry.get(measure) for measure in RATES.values())), {})
     entry: Json = {measure: first.get(measure) for side, measure in RATES.items() if len(getattr(suite, side))}
     entry |= {"judges": judges, "agreement": _agreement(result["verdicts"], missing, seed)} if judges else {}
-    entry |= _drift(result["drift"], suite, missing, seed)
+    entry |= _drift(result["drift"], result["rounding"] or {}, suite, missing, seed)
     nll = result["nll"]
     entry["perplexity"] = {name: perplexity(found["sums"], found["tokens"], seed=seed).to_json() for name, found in nll.items()}
     if other := [name for name, found in nll.items() if not _same_tokens(found, base[name])]:
@@ -83,7 +84,7 @@ def _agreement(verdicts: Mapping[str, Json], missing: list[str], seed: int) -> J
     return {" / ".join(pair): found and found.to_json() for pair, found in all_agreements(said, seed=seed).items()}
 
 
-def _drift(data: Json | None, suite: Suite, missing: list[str], seed: int) -> Json:
+def _drift(data: Json | None, floors: Mapping[str, float], suite: Suite, missing: list[str], seed: int) -> Json:
     """Return first-token and teacher-forced KL from the base, and everything else about drift under `drift`."""
     if data is None:
         return {}
@@ -101,9 +102,8 @@ def _drift(data: Json | None, suite: Suite, missing: list[str], seed: int) -> Js
         missing.append("Drift is not split into refusing and answering: the base's responses taught no refusal tokens.")
     first, each = found.first(found.kl), found.per_response(found.kl)
     values = {"kl_first_token": (first, "nats"), "kl_tokens": (each, "nats per token")}
-    return {name: mean_of(v.tolist(), unit=unit, seed=seed).to_json() for name, (v, unit) in values.items()} | {
-        "drift": _more_drift(found, suite, seed)
-    }
+    measured = {name: mean_of(v.tolist(), unit=unit, seed=seed).to_json() for name, (v, unit) in values.items()}
+    return {name: with_floor(m, floors.get(name)) for name, m in measured.items()} | {"drift": _more_drift(found, suite, seed)}
 
 
 def _more_drift(found: TokenDrift, suite: Suite, seed: int) -> Json:
