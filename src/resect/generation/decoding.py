@@ -57,9 +57,7 @@ class Decoding:
         self.fixed: Fixed | None = None
         self.on_rows = on_rows
 
-    def run(
-        self, *, stop: Stop | None = None, drafts: Drafts | None = None, retire: bool = True, recorder: Recorder | None = None
-    ) -> None:
+    def run(self, *, stop: Stop | None = None, drafts: Drafts | None = None, retire: bool = True, recorder: Recorder | None = None) -> None:
         """Decode until every row has ended; with a recorder in a cache of fixed length, by steps as it makes them."""
         if self.on_rows is not None:
             self.on_rows(self.rows.tolist())

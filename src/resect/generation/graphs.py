@@ -5,6 +5,7 @@ that it was made for, is dropped when rows leave that batch, and never outlives 
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -28,7 +29,7 @@ class CudaGraph:
 
     def __init__(self, step: Step, *, device: torch.device) -> None:
         self._step, self._device, self._warm = step, device, False
-        self._graph: torch.cuda.CUDAGraph | None = None
+        self._graph: Any = None
 
     def __call__(self) -> None:
         """Do the step."""
@@ -37,7 +38,8 @@ class CudaGraph:
                 self._warm_up()
                 return
             if self._graph is None:
-                self._graph = self._recorded()
+                self._graph = torch.cuda.CUDAGraph()
+                self._record(self._graph)
             self._graph.replay()
 
     def _warm_up(self) -> None:
@@ -49,8 +51,7 @@ class CudaGraph:
         here.wait_stream(aside)
         self._warm = True
 
-    def _recorded(self) -> torch.cuda.CUDAGraph:
-        graph = torch.cuda.CUDAGraph()
+    def _record(self, graph: Any) -> None:
         try:
             with torch.cuda.graph(graph):
                 self._step()
@@ -61,7 +62,6 @@ class CudaGraph:
                 f"A decoding step of this model cannot be recorded as a CUDA graph ({str(error).splitlines()[0]}); take graphs out of the "
                 "setting shortcuts."
             ) from error
-        return graph
 
 
 def can_be_recorded(network: nn.Module) -> bool:

@@ -76,7 +76,8 @@ class LowerLayers:
         def hook(_module: nn.Module, _args: Any, kwargs: dict[str, Any]) -> None:
             prompts = kwargs.get("input_ids") is not None and kwargs.get(name) is None
             # A decoding step is not looked into: reading it would wait for the device.
-            self._key = (bool(kwargs.get("use_cache")), *(_bytes(kwargs.get(k)) for k in ("input_ids", "attention_mask"))) if prompts else None
+            parts = [_bytes(kwargs.get(k)) for k in ("input_ids", "attention_mask")] if prompts else []
+            self._key = (bool(kwargs.get("use_cache")), *parts) if prompts else None
             kept = self._kept.get(self._key) if self._key is not None else None
             self._known = 0 if kept is None else kept.known(first)
 
