@@ -25,6 +25,7 @@ STEPS = 16
 STATIC, GRAPHS = (Shortcuts.only(["retire", name]) for name in ("static_cache", "graphs"))
 # Values that the host would have to wait for, or shapes that hang on them: a graph can hold neither.
 HOST = {"item", "tolist", "numpy", "cpu", "__bool__", "__int__", "__float__", "__index__"}
+HOST |= {"isin"}  # among many it sorts, and drops what comes twice: within a kernel, where no dispatch shows it
 VALUES = {"_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "_unique2", "unique_dim", "repeat_interleave"}
 FAMILIES = ("llama", "qwen3", "gemma3", "qwen3_vl", "gpt_oss", "qwen3_moe")
 
@@ -221,7 +222,7 @@ def test_logits_without_a_largest_are_refused_in_a_replay(tiny):
 
     def overflow(_module, _args, logits):
         steps.add_(1)
-        return torch.where(steps > 9, torch.nan, logits)
+        return torch.where(steps == 9, torch.nan, logits)  # once: no later step may forget it
 
     with model.network.lm_head.register_forward_hook(overflow), pytest.raises(UserError, match="hold NaN or infinity"):
         respond(model, rendered, max_new_tokens=STEPS, shortcuts=GRAPHS)
