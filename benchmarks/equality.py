@@ -6,9 +6,9 @@ Models: an organism of each architecture with its own prompts, and tiny random L
 with prompts of random tokens, some of whose tokens end a turn. Edits: every arm of the SRA study at strength 1 (organisms), a random
 direction at strengths 0.5, 1 and 2 (random networks), each in all layers and in the upper half alone. The reference is
 `network.generate(do_sample=False)` on one prompt at a time. Against it stand the ways of the engine: no shortcut; all of them, responses
-of earlier edits being known; the same once more, when those of all edits are known; small batches; and one edit a row where the edit allows
-it. Where tokens differ, both logits are read (`generation/ties.py`): closer than 1e-4 of the largest, the difference is a tie.
-Bars: no difference that is no tie, and fewer ties than 1 in 10,000 tokens. Writes benchmarks/results/equality.json.
+of earlier edits being known; the same once more, when those of all edits are known; small batches; a cache of fixed length; and one edit a
+row where the edit allows it. Where tokens differ, both logits are read (`generation/ties.py`): closer than 1e-4 of the largest, the
+difference is a tie. Bars: no difference that is no tie, and fewer ties than 1 in 10,000 tokens. Writes benchmarks/results/equality.json.
 """
 
 import argparse
@@ -111,7 +111,8 @@ def plainly(case: Case, plan: EditPlan) -> list[Ids]:
 
 def ways(case: Case) -> dict[str, Callable[[EditPlan], list[Ids]]]:
     """Return the engine's ways to the responses under an edit."""
-    lab, plain = case.lab, Lab(case.lab.model, case.lab.config.model_copy(update={"shortcuts": ()}))
+    lab = case.lab
+    plain, fixed = (Lab(lab.model, lab.config.model_copy(update={"shortcuts": names})) for names in ((), ("retire", "static_cache")))
 
     def by(bench: Lab[SRAConfig], budget: int) -> Callable[[EditPlan], list[Ids]]:
         def act(plan: EditPlan) -> list[Ids]:
@@ -122,7 +123,8 @@ def ways(case: Case) -> dict[str, Callable[[EditPlan], list[Ids]]]:
         return act
 
     budget = lab.config.batch_tokens
-    return {"no shortcut": by(plain, budget), "all": by(lab, budget), "all, again": by(lab, budget), "small batches": by(lab, SMALL_BATCH)}
+    known = {"all": by(lab, budget), "all, again": by(lab, budget), "small batches": by(lab, SMALL_BATCH)}
+    return {"no shortcut": by(plain, budget), **known, "fixed cache": by(fixed, budget)}
 
 
 def together(case: Case) -> dict[str, list[Ids]]:

@@ -26,7 +26,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -37,6 +37,7 @@ import torch
 from peer_trial import Settings
 from trial_ours import Score, Task
 
+from resect.config.base import SHORTCUTS
 from resect.edit.plan import EditPlan
 from resect.generation import NONE, Shortcuts
 
@@ -134,7 +135,7 @@ class EqualQuality:
 
     def shortcuts(self, pairs: Sequence[Pair]) -> dict[str, float | None]:
         best = pairs[-1]["peer_best"]
-        off = [[], *([name] for name in ("retire", "stop", "drafts", "memory", "lower_layers")), [f.name for f in fields(Shortcuts)]]
+        off = [[], *([name] for name in ("retire", "stop", "drafts", "memory", "lower_layers")), SHORTCUTS]
         names = ["all", *(f"without {name}" for (name,) in off[1:-1]), "none"]
         return {way: self._ours_until(best, off=names)["ours_s"] for way, names in zip(names, off, strict=True)}
 

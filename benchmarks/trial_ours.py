@@ -8,7 +8,7 @@ import json
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,6 +23,7 @@ from resect.activations import capture
 from resect.cleaning import clean, harmless_mean_term
 from resect.commands.study import ORGANISM_SETTINGS
 from resect.config import make_config
+from resect.config.base import SHORTCUTS
 from resect.edit import hooks
 from resect.edit.plan import EditPlan, first_layer, make_plan
 from resect.edit.rows import applied_rows
@@ -241,7 +242,7 @@ def search(settings: Settings, *, off: Sequence[str] = ()) -> Iterator[dict[str,
 
     `off` names shortcuts that are not taken.
     """
-    task, shortcuts = Task(settings), [f.name for f in fields(Shortcuts) if f.name not in off]
+    task, shortcuts = Task(settings), [name for name in SHORTCUTS if name not in off]
     inputs = _as_the_peer_asks(task)
     given = {"max_refusal": 0.0, "system": SYSTEM, "validation_prompts": settings.prompts, "max_new_tokens": 32, "shortcuts": shortcuts}
     config = make_config(ORGANISM_SETTINGS | given)

@@ -9,6 +9,8 @@ import sys
 import time
 
 from resect import artifacts
+from resect.config.base import SHORTCUTS, UNMEASURED
+from resect.generation import decoding
 
 
 def manifest(run):
@@ -62,6 +64,17 @@ def test_the_number_of_processes_changes_no_figure(finished, resect, small, tmp_
     one, two, own = (manifest(place) for place in (tmp_path / "one", tmp_path / "two", run))
     told = {name for name in own if not one[name] == two[name] == own[name]}
     assert told == {"run.toml", "report.html"}  # which say the setting
+
+
+def test_a_fixed_cache_changes_no_figure_and_graphs_say_that_there_is_no_gpu(finished, resect, small, tmp_path, caplog):
+    run, out = finished[0], tmp_path / "run"
+    decoding.note_once.cache_clear()
+    shortcuts = f"shortcuts={json.dumps([*SHORTCUTS, *UNMEASURED])}"
+    assert resect("demo", "--out", out, *small, "--set", shortcuts, "--set", "processes=1").code == 0
+    said = [record.getMessage() for record in caplog.records if record.module == "decoding"]
+    assert len(said) == 2  # once for the model, once for its twin
+    assert all("is not on one CUDA device, so the shortcut graphs does nothing" in line for line in said)
+    assert {name for name, at in manifest(run).items() if manifest(out)[name] != at} == {"run.toml", "report.html"}
 
 
 def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(finished, resect, small, tmp_path):

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -18,7 +20,7 @@ from resect.edit.plan import make_plan
 from resect.edit.rows import applied_rows
 from resect.errors import UserError
 from resect.evaluation.verdicts import judge_markers
-from resect.generation import NONE, Drafts, Response, read, respond
+from resect.generation import NONE, Drafts, Response, Shortcuts, read, respond
 from resect.generation.ties import partings
 from resect.models.chat import Rendered
 from resect.models.load import wrap
@@ -235,6 +237,7 @@ TINY = ("llama", "gemma3", "gpt_oss", "qwen3_5", "qwen3_vl")
 ORGANISMS = tuple(architectures.ARCHITECTURES)
 ENDS = [2, *range(7, 20)]
 STRENGTHS = (0.0, 0.5, 1.0, 2.0)
+FIXED = replace(Shortcuts(), static_cache=True)
 
 
 def network_of(name, tiny):
@@ -262,13 +265,14 @@ def test_every_arm_with_every_shortcut_and_with_none_says_what_generate_says(tin
         with applied(model, writers, plan):
             plainly.append([plain(model, prompt, 16) for prompt in rendered])
             tokens += sum(map(len, plainly[-1]))
-            for options in ({"shortcuts": NONE}, {"drafts": drafts}, {"drafts": drafts, "batch_tokens": 40}):
+            for options in ({"shortcuts": NONE}, {"drafts": drafts}, {"drafts": drafts, "batch_tokens": 40}, {"shortcuts": FIXED}):
                 said = respond(model, rendered, max_new_tokens=16, **options)
                 parted += partings(model, rendered, plainly[-1], [r.ids for r in said])
     together = [(plan, prompt) for plan in plans for prompt in rendered]
     with applied_rows(model, writers, [plan for plan, _ in together]) as rows:
-        said = respond(model, [prompt for _, prompt in together], max_new_tokens=16, edits=rows, batch_tokens=64)
-    assert [r.ids for r in said] == [ids for arm in plainly for ids in arm]
+        for shortcuts in (Shortcuts(), FIXED):
+            said = respond(model, [prompt for _, prompt in together], max_new_tokens=16, edits=rows, batch_tokens=64, shortcuts=shortcuts)
+            assert [r.ids for r in said] == [ids for arm in plainly for ids in arm]
     assert len({ids for arm in plainly for ids in arm}) > len(rendered)  # the edits do change what is said
     assert not [p for p in parted if not p.tie]
     assert len(parted) < tokens / 10_000 + 1

@@ -7,7 +7,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from resect.errors import UserError, unknown_name
 
 SHORTCUTS = ("retire", "stop", "drafts", "memory", "rows", "lower_layers")
-"""What the engine may do to save time (`generation.Shortcuts`)."""
+"""What the engine does to save time (`generation.Shortcuts`)."""
+UNMEASURED = ("static_cache", "graphs")
+"""What it does on request only: meant for a GPU, and measured on none."""
 
 
 class StudyConfig(BaseModel):
@@ -45,15 +47,15 @@ class StudyConfig(BaseModel):
     batch_tokens: int = Field(default=8192, ge=1)
     """Most tokens (padding included) in one forward pass."""
     shortcuts: tuple[str, ...] = SHORTCUTS
-    """What the engine may do to save time; empty decodes plainly, with the same tokens."""
+    """What the engine may do to save time; empty decodes plainly, with the same tokens. On request also `static_cache` and `graphs`."""
     processes: int = Field(default=0, ge=0)
     """Processes that share a study of a small model on a processor; 0 is one a core. The figures do not depend on it."""
 
     @model_validator(mode="after")
     def _check_shared(self) -> "StudyConfig":
         for name in self.shortcuts:
-            if name not in SHORTCUTS:
-                raise unknown_name("shortcut", name, SHORTCUTS)
+            if name not in SHORTCUTS + UNMEASURED:
+                raise unknown_name("shortcut", name, SHORTCUTS + UNMEASURED)
         if isinstance(self.position, int) and self.position >= 0:
             raise UserError(f"position {self.position} is not allowed; use last, last_user, mean or a negative integer (-1 is last).")
         return self

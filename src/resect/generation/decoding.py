@@ -1,5 +1,7 @@
 """One batch being decoded: a lean loop over the network's own cache, whose rows leave as they end."""
 
+import functools
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,10 +12,14 @@ from torch import Tensor
 from resect.errors import UserError
 from resect.generation.caches import can_drop_rows, can_drop_tokens, drop_tokens
 from resect.generation.drafts import Drafts
+from resect.generation.fixed import Fixed, can_be_fixed
+from resect.generation.graphs import Recorder
 from resect.models.batches import Batch
 from resect.models.chat import Rendered
 from resect.models.forward import accepts, cache_argument
 from resect.models.load import ChatModel
+
+log = logging.getLogger(__name__)
 
 Ids = tuple[int, ...]
 Stop = Callable[[Rendered, Ids], bool]
@@ -30,7 +36,7 @@ class Decoding:
     `tokens` and `counts` keep all rows of the batch, with one more column that takes what ended rows still produce. All else is about the
     rows that are left, `rows`: `next` was chosen and not fed yet, `position` is its place in the text, and `mask` marks the columns of
     the cache that hold tokens (None where all do: the network's causal path is faster than a mask of ones). `on_rows` is told which rows
-    the batch has whenever they change.
+    the batch has whenever they change. What a step changes it changes in place, so that it can be recorded.
     """
 
     def __init__(
@@ -45,25 +51,33 @@ class Decoding:
         self.active = torch.ones_like(self.rows, dtype=torch.bool)
         self.mask: Bool[Tensor, "sample token"] | None = batch.attention_mask.bool() if bool((batch.attention_mask == 0).any()) else None
         self.position = batch.lengths.clone()
-        self.next = self.rows
+        self.next = self.rows.clone()
         self.broken = torch.zeros((), dtype=torch.bool, device=ids.device)
         self.past: Any = None
+        self.fixed: Fixed | None = None
         self.on_rows = on_rows
 
-    def run(self, *, stop: Stop | None = None, drafts: Drafts | None = None, retire: bool = True) -> None:
-        """Decode until every row has ended."""
+    def run(self, *, stop: Stop | None = None, drafts: Drafts | None = None, retire: bool = True, recorder: Recorder | None = None) -> None:
+        """Decode until every row has ended; with a recorder in a cache of fixed length, by steps as it makes them."""
         if self.on_rows is not None:
             self.on_rows(self.rows.tolist())
         self._prefill()
         if drafts is not None:
             self._guess(drafts, stop)
+        left = self.steps - int(torch.where(self.active, self.counts[self.rows], self.steps).min())
+        if recorder is not None and left:
+            self._fix(left)
         every = 1 if stop is not None or self.tokens.device.type == "cpu" else _STEPS_BETWEEN_CHECKS
-        for step in range(1, self.steps):
+        # Local, since a record that the batch itself held would keep both in memory until they are found to be garbage.
+        step, recorded_for = self._feed, 0
+        for number in range(1, left + 1):
             if stop is not None:
                 self._settle(stop, since=self.counts - 1)
-            if step % every == 0 and not self._anybody_left(retire=retire):
+            if number % every == 0 and not self._anybody_left(retire=retire):
                 break
-            self._feed(self.next[:, None], kept=1)
+            if recorder is not None and self.fixed is not None and len(self.rows) != recorded_for:
+                step, recorded_for = recorder(self._feed), len(self.rows)
+            step()
         self._check()
 
     def ended(self) -> dict[int, Ids]:
@@ -78,12 +92,22 @@ class Decoding:
         self._take(self._best(self.batch.input_ids, self.batch.position_ids, kept=1)[:, -1], self.active)
         self._check()
 
-    def _feed(self, ids: Int[Tensor, "sample token"], *, kept: int) -> None:
+    def _fix(self, room: int) -> None:
+        """Go on in a cache of fixed length, where the network can."""
+        if not can_be_fixed(self.model, self.past):
+            note_once(f"{self.model.name} cannot decode in a cache of fixed length, so static_cache and graphs do nothing for it.")
+            return
+        mask = self.mask if self.mask is not None else self.rows.new_ones(len(self.rows), self.past.get_seq_length(), dtype=torch.bool)
+        self.fixed, self.mask = Fixed(self.model.network, self.past, mask, room=room), None
+
+    def _feed(self) -> None:
         """Feed the token that each row chose last, and choose the next."""
         if self.mask is not None:
             self.mask = torch.nn.functional.pad(self.mask, (0, 1), value=True)
-        chosen = self._best(ids, self.position[:, None], kept=kept)[:, -1]
+        chosen = self._best(self.next[:, None], self.position[:, None], kept=1)[:, -1]
         self.position += 1
+        if self.fixed is not None:
+            self.fixed.column += 1
         self._take(chosen, self.active)
 
     def _guess(self, drafts: Drafts, stop: Stop | None) -> None:
@@ -132,7 +156,7 @@ class Decoding:
         """Return the likeliest tokens after the last `kept`, and note whether there is a likeliest: NaN is the largest of all to argmax."""
         logits = self._logits(ids, positions, kept=kept)
         best = logits.argmax(dim=-1)
-        self.broken = self.broken | ~logits.gather(-1, best[..., None]).isfinite().all()
+        self.broken |= ~logits.gather(-1, best[..., None]).isfinite().all()
         return best
 
     def _check(self) -> None:
@@ -145,7 +169,7 @@ class Decoding:
     def _logits(self, ids: Int[Tensor, "sample token"], positions: Int[Tensor, "sample token"], *, kept: int) -> Tensor:
         """Return the logits of the last `kept` tokens, in float32 as in `generate`, so that ties in half precision fall the same way."""
         network = self.model.network
-        mask = None if self.mask is None else self.mask.long()
+        mask = self.fixed.masks() if self.fixed is not None else None if self.mask is None else self.mask.long()
         optional = {"attention_mask": mask, "position_ids": positions, "logits_to_keep": kept}
         options = {name: value for name, value in optional.items() if value is not None and accepts(network, name)}
         name = cache_argument(network)
@@ -162,9 +186,9 @@ class Decoding:
         counts = self.counts[self.rows]
         self.tokens[self.rows, torch.where(where, counts, self.steps)] = chosen
         self.counts[self.rows] = counts + where
-        self.next = torch.where(where, chosen, self.next)
-        over = torch.isin(chosen, self.ends) | (counts + 1 >= self.steps)
-        self.active = self.active & ~(where & over)
+        self.next.copy_(torch.where(where, chosen, self.next))
+        over = (chosen[:, None] == self.ends).any(dim=1) | (counts + 1 >= self.steps)
+        self.active &= ~(where & over)
 
     def _settle(self, stop: Stop, *, since: Int[Tensor, " prompt"]) -> None:
         """Cut the rows where one of their newest tokens satisfies `stop`; a token that ended the row itself is not asked about."""
@@ -183,6 +207,8 @@ class Decoding:
             self.past.reorder_cache(keep)
             self.rows, self.position, self.active, self.next = (x[keep] for x in (self.rows, self.position, self.active, self.next))
             self.mask = None if self.mask is None else self.mask[keep]
+            if self.fixed is not None:
+                self.fixed.keep(keep)
             if self.on_rows is not None:
                 self.on_rows(self.rows.tolist())
         return live > 0
@@ -191,3 +217,9 @@ class Decoding:
 def _needed(stop: Stop, prompt: Rendered, new: Ids, guess: Ids) -> Ids:
     """Return a guess up to the token that would end the row by `stop`: what follows would be fed in vain."""
     return next((guess[:n] for n in range(1, len(guess)) if stop(prompt, new + guess[:n])), guess)
+
+
+@functools.cache
+def note_once(text: str) -> None:
+    """Log once."""
+    log.warning(text)

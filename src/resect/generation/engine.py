@@ -1,5 +1,6 @@
 """The engine: prompts in, greedy responses out, in batches that fit into memory."""
 
+import functools
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 
@@ -8,8 +9,9 @@ import torch
 from resect.edit.rows import RowEdits
 from resect.errors import UserError
 from resect.generation.budget import fitting, out_of_memory
-from resect.generation.decoding import Decoding, Stop
+from resect.generation.decoding import Decoding, Stop, note_once
 from resect.generation.drafts import Drafts
+from resect.generation.graphs import CudaGraph, Recorder, as_it_is, can_be_recorded
 from resect.generation.response import Response, read
 from resect.generation.shortcuts import Shortcuts
 from resect.models.batches import Batch
@@ -54,6 +56,7 @@ def respond(
     _check(model, rendered, max_new_tokens)
     guesses = drafts if shortcuts.drafts else None
     budget = fitting(model, rendered, batch_tokens=batch_tokens, new=max_new_tokens) if shortcuts.memory else batch_tokens
+    recorder = _recorder(model, shortcuts)
     found: dict[int, tuple[int, ...]] = {}
     while missing := [i for i in range(len(rendered)) if i not in found]:
         planned, together = _planned(model, [rendered[i] for i in missing], budget, max_new_tokens, guesses, edits)
@@ -62,7 +65,8 @@ def respond(
             moved = None if edits is None else lambda left, rows=rows, edits=edits: edits.place([rows[i] for i in left])
             decoding = Decoding(model, batch.to(model.device), [rendered[i] for i in rows], steps=max_new_tokens, on_rows=moved)
             try:
-                decoding.run(stop=stop, drafts=guesses if together or len(rows) == 1 else None, retire=shortcuts.retire)
+                given = guesses if together or len(rows) == 1 else None
+                decoding.run(stop=stop, drafts=given, retire=shortcuts.retire, recorder=recorder)
             except RuntimeError as error:
                 if not out_of_memory(error):
                     raise
@@ -92,6 +96,15 @@ def _check(model: ChatModel, rendered: Sequence[Rendered], max_new_tokens: int) 
         raise UserError(f"The number of new tokens must be at least 1, got {max_new_tokens}; 64 shows whether a model refuses.")
     if rendered:
         model.check_length(max(len(r.ids) for r in rendered) + max_new_tokens - 1)
+
+
+def _recorder(model: ChatModel, shortcuts: Shortcuts) -> Recorder | None:
+    """Return what makes the steps in a cache of fixed length; None where it may grow."""
+    if shortcuts.graphs and not can_be_recorded(model.network):
+        note_once(f"{model.name} is not on one CUDA device, so the shortcut graphs does nothing for it.")
+    elif shortcuts.graphs:
+        return functools.partial(CudaGraph, device=model.device)
+    return as_it_is if shortcuts.static_cache else None
 
 
 def _halved(tokens: int, *, rows: int, model: ChatModel, error: RuntimeError) -> int:

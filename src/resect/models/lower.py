@@ -75,9 +75,9 @@ class LowerLayers:
 
         def hook(_module: nn.Module, _args: Any, kwargs: dict[str, Any]) -> None:
             prompts = kwargs.get("input_ids") is not None and kwargs.get(name) is None
-            parts = [kwargs.get(k) for k in ("input_ids", "attention_mask")]
-            known = tuple(None if p is None else (tuple(p.shape), p.cpu().numpy().tobytes()) for p in parts)
-            self._key = (bool(kwargs.get("use_cache")), *known) if prompts else None
+            # A decoding step is not looked into: reading it would wait for the device.
+            parts = [_bytes(kwargs.get(k)) for k in ("input_ids", "attention_mask")] if prompts else []
+            self._key = (bool(kwargs.get("use_cache")), *parts) if prompts else None
             kept = self._kept.get(self._key) if self._key is not None else None
             self._known = 0 if kept is None else kept.known(first)
 
@@ -132,6 +132,10 @@ class LowerLayers:
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError):
             return False
         return self.reused > 0 and all(torch.equal(a, plain) for a in again)
+
+
+def _bytes(value: Tensor | None) -> tuple[tuple[int, ...], bytes] | None:
+    return None if value is None else (tuple(value.shape), value.cpu().numpy().tobytes())
 
 
 def _restore(block: nn.Module, forward: Any) -> None:
