@@ -8,7 +8,7 @@ tensor of zeros, a single number, a vector that is constant.
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -45,7 +45,7 @@ def form(call: Call, *, layer: int) -> Hashable:
     return _shape_of([call.args, kwargs])
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
 class _Block:
     name: str
     block: nn.Module
@@ -54,11 +54,11 @@ class _Block:
     parents: Counter[int]
     value: Values
     configs: dict[int, Any]  # by identity, so that one which all modules hold is read once
-    inside: dict[int, str] = field(init=False)
-    open: set[int] = field(init=False, default_factory=set)
+    open: set[int] = field(default_factory=set)
 
-    def __post_init__(self) -> None:
-        self.inside = {id(module): name for name, module in self.block.named_modules()}
+    @cached_property
+    def inside(self) -> dict[int, str]:
+        return {id(module): name for name, module in self.block.named_modules()}
 
     def described(self) -> Hashable:
         modules = [(name, self._module(name, module)) for name, module in self.block.named_modules(remove_duplicate=False)]
