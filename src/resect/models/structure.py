@@ -29,7 +29,7 @@ _PLAIN = (bool, int, float, complex, str, bytes, torch.dtype, torch.device)
 _CODE = (type, FunctionType, BuiltinFunctionType, ModuleType)
 _FEW = 3  # a tensor of no more numbers weighs something as a whole
 _CONSTANT = 1e-3  # relative spread under which a vector may pass for a constant; the search for gains calls 1e-5 one
-_SAMPLE = 1 << 12  # numbers that show, nearly always, that a tensor is not all zeros
+_SAMPLE = 64  # numbers that show, nearly always, that a tensor is not all zeros; where they do not, all are read
 
 
 def structures(network: nn.Module, blocks: Mapping[str, nn.Module], *, d_model: int, value: Values) -> list[Hashable]:
@@ -65,11 +65,12 @@ class _Block:
         return tuple(modules), tuple(self._tensors())
 
     def _module(self, name: str, module: nn.Module) -> Hashable:
-        own = {k: v for k, v in vars(module).items() if k not in _TORCHS and not _is_position(k, v, self.layer)}
-        hooks = [list(vars(module)[kind].values()) for kind in _HOOKS]
+        held = vars(module)
+        own = tuple((k, self._attribute(v)) for k, v in held.items() if k not in _TORCHS and not _is_position(k, v, self.layer))
+        hooks = tuple(self._attribute(hook) for kind in _HOOKS for hook in (*held[kind].values(), kind))
         # One that hangs in several places is edited in all of them.
         shared = id(module) if name and self.parents[id(module)] > 1 else None
-        return type(module), self.inside[id(module)], shared, self._attribute(own), self._attribute(hooks)
+        return type(module), self.inside[id(module)], shared, own, hooks
 
     def _tensors(self) -> Iterator[Hashable]:
         for name, parameter in self.block.named_parameters(remove_duplicate=False):
@@ -81,16 +82,16 @@ class _Block:
 
     def _telling(self, name: str, parameter: Tensor) -> Hashable:
         """Return what of a parameter's numbers could hide a writer or a gain, None for most."""
-        owner, _, own = name.rpartition(".")
-        whole = self.block.get_submodule(owner)
-        bias = own == "bias" and is_plain_linear(whole)
-        small = parameter.numel() <= _FEW or (parameter.numel() == self.d_model and not bias)
-        if not small:
+        if parameter.numel() > _FEW and (parameter.numel() != self.d_model or self._is_bias(name)):
             return None if parameter.is_meta else _is_zero(parameter)
         known = self.value(f"{self.name}.{name}")
         if known is None:
             return "unknown"
         return tensor_digest(known) if known.numel() <= _FEW or _may_pass_for_constant(known) else None
+
+    def _is_bias(self, name: str) -> bool:
+        owner, _, own = name.rpartition(".")
+        return own == "bias" and is_plain_linear(self.block.get_submodule(owner))
 
     def _attribute(self, value: Any) -> Hashable:
         """Return a value by what it holds where that is known, by its identity where not: then no two are alike."""
@@ -165,9 +166,8 @@ def _is_position(name: str, value: Any, layer: int) -> bool:
 
 
 def _is_zero(parameter: Tensor) -> bool:
-    flat = parameter.detach().reshape(-1) if parameter.is_contiguous() else parameter.detach().flatten()
-    some = flat[:: max(1, flat.numel() // _SAMPLE)]
-    return not bool(some.any()) and not bool(flat.any())
+    flat = parameter.detach().reshape(-1)
+    return not bool(flat[:: max(1, flat.numel() // _SAMPLE)].any()) and not bool(flat.any())
 
 
 def _may_pass_for_constant(vector: Tensor) -> bool:
