@@ -1,8 +1,9 @@
 """What the search for residual writers costs: seconds of `load_model` and of `find_writers` on a random llama with a billion parameters.
 
-    python benchmarks/probe.py
+    OMP_NUM_THREADS=1 taskset -c 0 python benchmarks/probe.py
 
-Beside them the floor of any search that runs the real weights: one forward pass of the same tokens through the blocks, without the head.
+Both ways: every block proven, and one block of each structure proven, whose writers the others take over. Beside them the floor of any
+search that runs all weights: one forward pass of the same tokens through the blocks, without the head.
 Loading is the real path, fingerprint included, from a warm page cache. Medians of rounds that take turns, so that whatever else the
 machine does falls on all alike. The checkpoint (bfloat16, about 2.5 GB) is written to a temporary folder and deleted afterwards. The last
 line is JSON, also kept in results/probe.json.
@@ -58,15 +59,23 @@ def write_checkpoint(folder: Path) -> int:
 
 
 def measure(folder: Path) -> dict[str, list[float]]:
-    """Return seconds of loading, of the search and of the bare forward pass, one of each a round."""
-    seconds: dict[str, list[float]] = {"load": [], "probe": [], "forward": []}
+    """Return seconds of loading, of the search both ways and of the bare forward pass, one of each a round."""
+    seconds: dict[str, list[float]] = {"load": [], "every_block": [], "by_structure": [], "forward": []}
     for _ in range(ROUNDS):
         model, spent = timed(lambda: load_model(folder, device="cpu"))
         seconds["load"].append(spent)
-        for name, act in {"probe": lambda m=model: find_writers(m), "forward": lambda m=model: forward(m)}.items():
-            act()  # kernels and memory are warm, in both
+        steps: dict[str, Callable[[], Any]] = {
+            "every_block": lambda m=model: find_writers(m),
+            "by_structure": lambda m=model: find_writers(m, every_block=False),
+            "forward": lambda m=model: forward(m),
+        }
+        for name, act in steps.items():
+            act()  # kernels and memory are warm, in all
             seconds[name].append(timed(act)[1])
-        del model
+        taken_over = sum(not w.name.startswith(f"{w.proven_in}.") for w in find_writers(model, every_block=False))
+        if taken_over != 2 * (len(model.blocks) - 1):
+            raise ValueError(f"{taken_over} writers were taken over: the figures are not of what they say")
+        del model, steps
     return seconds
 
 
@@ -86,26 +95,30 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         parameters = write_checkpoint(Path(folder))
         seconds = measure(Path(folder))
-    load, probe, floor = (statistics.median(seconds[name]) for name in ("load", "probe", "forward"))
+    median = {name: statistics.median(values) for name, values in seconds.items()}
+    ratio = {name: _ratio(seconds[name], seconds["load"]) for name in seconds if name != "load"}
+    over_floor = {name: _ratio(seconds[name], seconds["forward"]) for name in ("every_block", "by_structure")}
     result = {
         "parameters": parameters,
         "threads": torch.get_num_threads(),
         "rounds": ROUNDS,
-        "load_seconds": round(load, 2),
-        "probe_seconds": round(probe, 3),
-        "forward_seconds": round(floor, 3),
-        "ratio": round(statistics.median(p / s for p, s in zip(seconds["probe"], seconds["load"], strict=True)), 3),
-        "floor_ratio": round(statistics.median(f / s for f, s in zip(seconds["forward"], seconds["load"], strict=True)), 3),
-        "over_floor": round(statistics.median(p / f for p, f in zip(seconds["probe"], seconds["forward"], strict=True)), 2),
+        "seconds": {name: round(value, 3) for name, value in median.items()},
+        "of_loading": {name: round(value, 4) for name, value in ratio.items()},
+        "of_forward": {name: round(value, 2) for name, value in over_floor.items()},
         "all_seconds": {name: [round(s, 3) for s in values] for name, values in seconds.items()},
     }
     RESULTS.write_text(json.dumps(result, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     print(f"{parameters / 1e9:.2f} billion parameters, {torch.get_num_threads()} threads, medians of {ROUNDS} rounds")
-    print(f"load_model {load:.2f} s; find_writers {probe:.3f} s, {result['ratio']:.1%} of loading")
-    print(
-        f"one forward pass of the same tokens {floor:.3f} s, {result['floor_ratio']:.1%}; find_writers takes {result['over_floor']} of them"
-    )
+    print(f"load_model {median['load']:.2f} s")
+    for name, said in {"every_block": "find_writers", "by_structure": "find_writers, one block of each structure"}.items():
+        print(f"{said} {median[name]:.3f} s, {ratio[name]:.1%} of loading, {over_floor[name]:.2f} bare forward passes")
+    print(f"one forward pass of the same tokens {median['forward']:.3f} s, {ratio['forward']:.1%} of loading")
     print(json.dumps(result))
+
+
+def _ratio(parts: list[float], wholes: list[float]) -> float:
+    """Return the median over rounds: what a busy machine does falls on both of a round."""
+    return statistics.median(part / whole for part, whole in zip(parts, wholes, strict=True))
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ def _no_probe(monkeypatch):
 
     found = {}
     real = apply.find_writers
-    monkeypatch.setattr(apply, "find_writers", lambda m: found.setdefault(m.fingerprint, real(m)))
+    monkeypatch.setattr(apply, "find_writers", lambda m, **more: found.setdefault(m.fingerprint, real(m, **more)))
 
 
 def vectors(layers=LAYERS, k=1, seed=0):

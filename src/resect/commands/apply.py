@@ -65,7 +65,7 @@ def apply(  # noqa: PLR0913
         step("loading")
         loaded = open_model(model, **load)
         step("writers")
-        writers = find_writers(loaded)
+        writers = find_writers(loaded, every_block=False)  # the edit proof asks every edited block, before anything is saved
         if made.embeddings is not None:
             writers, loaded = (*writers, *find_embeddings(loaded)), _with_own_head(loaded, form)
         edit = from_run(run, loaded) if run else from_directions(given(directions), writers, loaded, made)

@@ -2,10 +2,11 @@
 
 Nothing here knows a module by its name. A short probe with random tokens records what every module of a block puts out, least squares
 finds which outputs (with which coefficient) make up the block's output minus its input, and fresh tokens prove that nothing is missing.
+Blocks of one structure have the same writers, so one of each can show those of its like.
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, cast
@@ -20,12 +21,17 @@ from resect.models.decompose import Decomposition, decompositions
 from resect.models.forward import Call, first_tensor, half_linears, model_inputs, run_instead, with_first_tensor
 from resect.models.load import ChatModel, without_data
 from resect.models.producers import Source, producers
+from resect.models.structure import Values, form, structures
 from resect.models.trace import ROWS, Trace, mixes_tokens, trace_block
 
 Kind = Literal["attention", "mlp", "embedding"]
-Structure = tuple[type[nn.Module], tuple[tuple[str, tuple[int, ...]], ...]]
+Part = tuple[type[nn.Module], tuple[tuple[str, tuple[int, ...]], ...]]
+
+CANNOT_RUN = (KeyError, IndexError, AttributeError, TypeError, ValueError, RuntimeError)
+"""What a network raises where blocks hand their input on that leave something for later ones."""
 
 _TOKENS = 4  # in each of two rows: the first is fitted, the second is the proof; each token is d_model equations
+_FAINT = 1e-4  # of what a block adds: an output that small might be a writer that does not show
 
 
 @dataclass(frozen=True)
@@ -42,8 +48,9 @@ class Writer:
 
     `module` is the module whose output is y, by its name in the network: the place for a hook, and the writer's name, since no two
     writers share one. `parameters` are all that map into y. `gain` is the gain of the norm between y and the sum, where there is one.
-    `error` is the relative error of the completeness proof of the block. `mixed`: the block weighs streams and writers anew at each token
-    (`coefficient` is the mean size); an edit removes what its writers add, not what it carries over from its input.
+    `error` is the relative error of the completeness proof of the block `proven_in`: the writer's own, or the one of its structure that was
+    proven for all. `mixed`: the block weighs streams and writers anew at each token (`coefficient` is the mean size); an edit removes what
+    its writers add, not what it carries over from its input.
     """
 
     name: str
@@ -55,9 +62,10 @@ class Writer:
     coefficient: float = 1.0
     error: float = 0.0
     mixed: bool = False
+    proven_in: str = ""
 
 
-def find_writers(model: ChatModel) -> tuple[Writer, ...]:
+def find_writers(model: ChatModel, *, every_block: bool = True) -> tuple[Writer, ...]:
     """Return every residual writer of the text decoder, block by block, proven complete.
 
     For each block the sum over writers of coefficient * output equals output - input on tokens that took no part in the search, to a
@@ -65,45 +73,135 @@ def find_writers(model: ChatModel) -> tuple[Writer, ...]:
     it: every block runs in float32, whatever the dtype of the checkpoint, but for the products of its linear layers. The model is not
     changed.
 
+    Without `every_block` that holds for one block of each structure (`Writer.proven_in`), and the others, which do not run, take its
+    writers over with their own gains. What their code does unlike it, unseen by `structure`, is left to the edit proof, which asks every
+    edited block: for callers that end in one.
+
     Raises:
         UserError: a block whose parts do not add up (naming the block and the gap), a writer whose parameters cannot be found, a
             block that runs more than once per pass, weights that are quantised or not loaded.
     """
     _check_weights(model)
+    if not every_block:
+        # Whatever stops it, a real fault too, is told by the search through all blocks.
+        with suppress(UserError, *CANNOT_RUN):
+            return _found(model, every_block=False)
+    return _found(model, every_block=True)
+
+
+def _found(model: ChatModel, *, every_block: bool) -> tuple[Writer, ...]:
+    known = None if every_block else _nothing_known(model)
+    kinds: dict[Part, Kind] = {}
     found: list[Writer] = []
-    kinds: dict[Structure, Kind] = {}
+    shown: Any = None
 
-    def proven(layer: int, call: Call) -> Any:
-        output, writers = _proven(model, layer, call, kinds)
+    def act(layer: int, call: Call) -> Any:
+        nonlocal shown
+        key = known.key(layer, call) if known else None
+        writers = known.taken_over(key, layer) if known else None
+        hidden = call.hidden()
+        if writers is None:
+            name = model.block_names[layer]
+            trace, writers = prove_block(model.blocks[layer], call, name=name, layer=layer, d_model=model.d_model, kinds=kinds)
+            shown, hidden = trace.output, first_tensor(trace.output).to(hidden.dtype)
+            if known:
+                known.keep(key, trace, writers)
         found.extend(writers)
-        return with_first_tensor(output, first_tensor(output).to(call.hidden().dtype))
+        return with_first_tensor(shown, hidden)
 
-    _run_blocks(model, proven)
+    _run_blocks(model, act)
     return tuple(found)
 
 
-def _proven(model: ChatModel, layer: int, call: Call, kinds: dict[Structure, Kind]) -> tuple[Any, tuple[Writer, ...]]:
-    """Return what a block puts out and its writers: in the cheap way if that proves them, else with every weight in float32."""
-    name, block = model.block_names[layer], model.blocks[layer]
+def _nothing_known(model: ChatModel) -> "Known":
+    tensors: dict[str, Tensor] = {}
+    for kind in (model.network.named_parameters, model.network.named_buffers):
+        tensors |= dict(kind(remove_duplicate=False))
+    blocks = dict(zip(model.block_names, model.blocks, strict=True))
+    return Known(model.network, blocks, d_model=model.d_model, value=tensors.__getitem__)
+
+
+@dataclass(frozen=True)
+class _Gain:
+    """Which parameter a gain is, by its name in the network: its value, or 1 + its value."""
+
+    parameter: str
+    offset: float
+
+
+class Known:
+    """The writers of the blocks that were proven, for others of the same structure that are called in the same form."""
+
+    def __init__(self, network: nn.Module, blocks: Mapping[str, nn.Module], *, d_model: int, value: Values) -> None:
+        self._names, self._value = list(blocks), value
+        self._structures = structures(network, blocks, d_model=d_model, value=value)
+        self._kept: dict[Hashable, list[tuple[Writer, _Gain | None]]] = {}
+
+    def key(self, layer: int, call: Call) -> Hashable:
+        """Return what a block has in common with its like; to be asked before it runs, since blocks leave things in their arguments."""
+        return self._structures[layer], form(call, layer=layer)
+
+    def keep(self, key: Hashable, trace: Trace, writers: Sequence[Writer]) -> None:
+        """Keep the writers of a proven block, unless they tell nothing of others.
+
+        That is: none at all, a block that weighs each token anew (no edit proof asks such a block for what is missing), a part so faint
+        that it may be a writer that does not show, a gain that is no one parameter.
+        """
+        gains = [self._gain(trace, w) for w in writers]
+        unexplained = any(w.gain is not None and g is None for w, g in zip(writers, gains, strict=True))
+        if writers and not (unexplained or any(w.mixed for w in writers) or _has_faint_parts(trace)):
+            self._kept[key] = list(zip(writers, gains, strict=True))
+
+    def taken_over(self, key: Hashable, layer: int) -> tuple[Writer, ...] | None:
+        """Return the writers of a block under its own names and with its own gains, None if the block has to be proven itself."""
+        kept = self._kept.get(key)
+        return None if kept is None else tuple(self._moved(writer, gain, layer) for writer, gain in kept)
+
+    def _gain(self, trace: Trace, writer: Writer) -> _Gain | None:
+        """Return the one parameter that the gain is; None if there is no gain, or none or several that it could be (a product of two)."""
+        if writer.gain is None:
+            return None
+        names = [f"{trace.name}.{n}" for n, p in trace.block.named_parameters() if p.shape == writer.gain.shape]
+        values = [(name, value) for name in names if (value := self._value(name)) is not None]
+        found = [_Gain(n, offset) for n, v in values for offset in (0.0, 1.0) if torch.equal(_from(v, offset), writer.gain)]
+        return found[0] if len(found) == 1 else None
+
+    def _moved(self, writer: Writer, gain: _Gain | None, layer: int) -> Writer:
+        def own(name: str) -> str:
+            return self._names[layer] + name.removeprefix(writer.proven_in)
+
+        value = None if gain is None else self._value(own(gain.parameter))
+        moved = None if gain is None or value is None else _from(value, gain.offset)
+        parameters = tuple(replace(p, name=own(p.name)) for p in writer.parameters)
+        return replace(writer, name=own(writer.name), module=own(writer.module), layer=layer, parameters=parameters, gain=moved)
+
+
+def _from(vector: Tensor, offset: float) -> Tensor:
+    return (offset + vector.detach().cpu().double()).float()
+
+
+def _has_faint_parts(trace: Trace) -> bool:
+    added = float((trace.after - trace.before).norm())
+    return any(float(output.norm()) <= _FAINT * added for output in trace.outputs.values())
+
+
+def prove_block(
+    block: nn.Module, call: Call, *, name: str, layer: int, d_model: int, kinds: dict[Part, Kind] | None = None
+) -> tuple[Trace, tuple[Writer, ...]]:
+    """Return the trace of one block and its writers, proven complete on a call with two rows of tokens; raises what `find_writers` raises.
+
+    It is proven in the cheap way if that will do, else with every weight in float32. `kinds` remembers which modules mix tokens, by their
+    structure: a name for people, which no proof rests on.
+    """
     if half_linears(block):
         with suppress(UserError, RuntimeError):  # a block may mix its tensors with weights in ways that take float32 throughout
-            trace = trace_block(block, call, name=name, d_model=model.d_model, narrow=True)
-            return trace.output, decomposed(trace, layer=layer, kinds=kinds)[1]
-    trace = trace_block(block, call, name=name, d_model=model.d_model)
-    return trace.output, decomposed(trace, layer=layer, kinds=kinds)[1]
+            trace = trace_block(block, call, name=name, d_model=d_model, narrow=True)
+            return trace, decomposed(trace, layer=layer, kinds=kinds)[1]
+    trace = trace_block(block, call, name=name, d_model=d_model)
+    return trace, decomposed(trace, layer=layer, kinds=kinds)[1]
 
 
-def block_writers(
-    name: str, block: nn.Module, call: Call, *, layer: int, d_model: int, kinds: dict[Structure, Kind] | None = None
-) -> tuple[Writer, ...]:
-    """Return the writers of one block, proven complete on a call of it with two rows of tokens; raises what `find_writers` raises.
-
-    `kinds` remembers which modules mix tokens, by their structure: a name for people, which no proof rests on.
-    """
-    return decomposed(trace_block(block, call, name=name, d_model=d_model), layer=layer, kinds=kinds)[1]
-
-
-def decomposed(trace: Trace, *, layer: int, kinds: dict[Structure, Kind] | None = None) -> tuple[Decomposition, tuple[Writer, ...]]:
+def decomposed(trace: Trace, *, layer: int, kinds: dict[Part, Kind] | None = None) -> tuple[Decomposition, tuple[Writer, ...]]:
     """Return the first way to write the block's output of which every part has parameters to edit, and its writers.
 
     Raises:
@@ -133,18 +231,18 @@ def from_tensors(gains: Mapping[str, Tensor], description: Sequence[Mapping[str,
     return tuple(Writer(**entry) for entry in read)
 
 
-def _writer(trace: Trace, source: Source, coefficient: float, found: Decomposition, layer: int, kinds: dict[Structure, Kind]) -> Writer:
+def _writer(trace: Trace, source: Source, coefficient: float, found: Decomposition, layer: int, kinds: dict[Part, Kind]) -> Writer:
     top = source.module.split(".")[0]
     top = top if top in trace.calls else source.module
-    structure = _structure(trace.block.get_submodule(top))
-    if structure not in kinds:
-        kinds[structure] = "attention" if mixes_tokens(trace, top) else "mlp"
+    part = _part(trace.block.get_submodule(top))
+    if part not in kinds:
+        kinds[part] = "attention" if mixes_tokens(trace, top) else "mlp"
     parameters = tuple(WriterParameter(f"{trace.name}.{source.module}.{p}", layout) for p, layout in source.parameters)
     module = f"{trace.name}.{source.module}"
-    return Writer(module, layer, kinds[structure], module, source.gain, parameters, coefficient, found.error, mixed=found.mixed)
+    return Writer(module, layer, kinds[part], module, source.gain, parameters, coefficient, found.error, found.mixed, trace.name)
 
 
-def _structure(module: nn.Module) -> Structure:
+def _part(module: nn.Module) -> Part:
     return type(module), tuple((name, tuple(p.shape)) for name, p in module.named_parameters())
 
 
