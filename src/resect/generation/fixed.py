@@ -26,7 +26,10 @@ _KINDS = {"full_attention", "sliding_attention"}
 class FixedLayer(StaticLayer):
     """Keys and values of a block, with room for those to come; the next go to `column`, which all blocks of a cache share."""
 
-    def __init__(self, grown: DynamicLayer, column: Tensor, *, seen: int, length: int) -> None:
+    keys: Any
+    values: Any
+
+    def __init__(self, grown: Any, column: Tensor, *, seen: int, length: int) -> None:
         super().__init__(length)
         self.keys, self.values = (_with_room(states, seen, length) for states in (grown.keys, grown.values))
         self.column, self.is_initialized = column, True
@@ -87,7 +90,7 @@ def can_be_fixed(model: ChatModel, past: Any) -> bool:
 
     Every layer must hold keys and values and nothing else, of all tokens or of those in the one window, and the trial must give the same.
     """
-    network, layers = model.network, getattr(past, "layers", ())
+    network, layers = model.network, list(getattr(past, "layers", ()))
     kinds = set(getattr(network.config.get_text_config(decoder=True), "layer_types", None) or ())
     windows = {layer.sliding_window for layer in layers if isinstance(layer, DynamicSlidingWindowLayer)}
     plain = bool(layers) and all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) and layer.is_initialized for layer in layers)
@@ -132,7 +135,7 @@ def _same(network: PreTrainedModel, *, rows: int, device: torch.device) -> bool:
 
 
 def _attention(network: PreTrainedModel) -> str:
-    return network.config.get_text_config(decoder=True)._attn_implementation
+    return network.config.get_text_config(decoder=True)._attn_implementation or ""
 
 
 def _with_room(states: Tensor, seen: int, length: int) -> Tensor:
