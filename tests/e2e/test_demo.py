@@ -41,9 +41,11 @@ def test_the_run_folder_holds_what_the_formats_promise(finished):
     evaluation = artifacts.read_json(run / "evaluation.json")
     assert evaluation["format"] == "resect.evaluation/1"
     assert set(evaluation["arms"]) == {"base", "standard", "sra"}
-    for arm in evaluation["arms"].values():
+    for name, arm in evaluation["arms"].items():
         for measure in ("refusal_rate", "benign_refusal_rate", "kl_first_token", "kl_tokens", "recovery"):
-            assert set(arm[measure]) == {"value", "low", "high", "n", "unit"}
+            floor = {"floor"} if name != "base" and measure.startswith("kl_") else set()
+            assert set(arm[measure]) == {"value", "low", "high", "n", "unit"} | floor
+            assert not floor or arm[measure]["value"] > 1e6 * arm[measure]["floor"] > 0
     assert evaluation["arms"]["base"]["refusal_rate"]["value"] > evaluation["arms"]["sra"]["refusal_rate"]["value"]
     vectors = artifacts.load_tensors(run / "directions.safetensors", format="resect.directions/1", axes={"vectors": 3})[0]["vectors"]
     assert vectors.shape[:2] == (6, 1)

@@ -36,15 +36,14 @@ def respond(
 
     Token for token what `network.generate(do_sample=False)` gives for the prompt alone; where two logits tie within rounding, padding
     and batch size may decide. Where the network does not heed padding, prompts of a batch have one length, and drafts are for lone ones. A
-    row ends at an end-of-turn token, after `max_new_tokens`, or when `stop` returns true for its prompt and tokens so far (asked after
-    every token; such a row is not `finished`).
+    row ends at an end-of-turn token, after `max_new_tokens`, or when `stop` returns true for its prompt and tokens so far (not `finished`).
 
     Args:
         model: the model, with whatever hooks are on it.
         rendered: the prompts.
         max_new_tokens: longest response.
         batch_tokens: most prompt tokens in a batch, padding included; fewer where memory is short.
-        stop: when a row may end early.
+        stop: when a row may end early, asked after every token.
         drafts: known responses, used as guesses; the new ones are added to them.
         edits: edits that are on the model with one plan a prompt, in the order of the prompts.
         shortcuts: what may be done to save time.
