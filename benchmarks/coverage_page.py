@@ -79,6 +79,7 @@ def _introduction(ours: Row) -> list[str]:
         "Passed means: every block's writers add up to what it adds to the residual stream; logits under hooks, after baking and from",
         "the checkpoint edited on disk agree to 1e-5 (relative); after removing a random direction each block adds at most 1e-6 of what",
         "it added along it before, measured on the stream; the same edit again changes nothing; all other parameters are bitwise the same.",
+        "Where moving every number by a part of one ulp moves the logits by more than half of that, other weights are drawn.",
         f"For {ours['adapters']} of them a PEFT adapter gives the same logits too; the others say why there is none.",
         "",
         "Not built are encoder-decoders, encoders that become language models only on request, networks that need an image, and what",
