@@ -7,13 +7,15 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from resect.commands.card import _measured
 from resect.report import sentences
 from resect.report.charts import drift_floor, flag_rows
 from resect.report.charts_passes import spread
 from resect.report.read import RunFolder, ordered, read_run
-from resect.report.table import summary_table
+from resect.report.table import _short, summary_table
+from resect.report.tables import cell
 from resect.report.theme import PALETTE, diverging, variables
-from resect.report.values import Measure, number, percent, read_measure, short
+from resect.report.values import Measure, number, percent, read_measure, short, told
 
 _spec = importlib.util.spec_from_file_location("example_run_for_sentences", Path(__file__).parent / "example_run.py")
 assert _spec
@@ -192,3 +194,18 @@ def test_eighty_columns_cut_no_number(run: RunFolder) -> None:
         assert drift
         assert f"{refusal.value:.0%}" in text
         assert f"{drift.value:.2g}" in text
+
+
+def test_a_drift_that_rounding_alone_makes_is_written_as_no_more_than_that():
+    raw = {"value": 2e-4, "low": 1e-4, "high": 3e-4, "n": 40, "unit": "nats"}
+    below, above, unknown = raw | {"floor": 2e-4}, raw | {"floor": 1e-5}, raw
+    assert [read_measure(m).unresolved for m in (below, above, unknown)] == [True, False, False]
+    unresolved = read_measure(below)
+    assert told(unresolved, measure="kl_first_token") == "≤ 2.0 × 10⁻⁴"
+    assert told(read_measure(above), measure="kl_first_token") == told(read_measure(unknown), measure="kl_first_token") == "2.0 × 10⁻⁴"
+    shown = cell(unresolved, measure="kl_first_token", name="sra")
+    assert (shown.value, shown.small) == ("≤ 2.0 × 10⁻⁴", "rounding alone makes as much · n 40")
+    assert shown.hover == "sra: ≤ 2.0 × 10⁻⁴ (rounding alone makes as much; n 40)"
+    assert _short(unresolved, measure="kl_first_token") == "≤ 2e-04"
+    assert _measured(below) == "≤ 0.0002 (rounding alone makes as much), n = 40"
+    assert _measured(above) == _measured(unknown) == "0.0002 (0.0001 to 0.0003), n = 40"
