@@ -62,9 +62,9 @@ def respond(
         for batch in planned:
             rows = [missing[i] for i in batch.rows]
             moved = None if edits is None else lambda left, rows=rows, edits=edits: edits.place([rows[i] for i in left])
+            given = guesses if together or len(rows) == 1 else None
             decoding = Decoding(model, batch.to(model.device), [rendered[i] for i in rows], steps=max_new_tokens, on_rows=moved)
             try:
-                given = guesses if together or len(rows) == 1 else None
                 decoding.run(stop=stop, drafts=given, retire=shortcuts.retire, recorder=recorder)
             except RuntimeError as error:
                 if not out_of_memory(error):
@@ -74,10 +74,14 @@ def respond(
             finally:
                 found |= {rows[i]: ids for i, ids in decoding.ended().items()}
     responses = tuple(read(model, found[i], prompt=prompt) for i, prompt in enumerate(rendered))
+    _learn(drafts, rendered, responses)
+    return responses
+
+
+def _learn(drafts: Drafts | None, rendered: Sequence[Rendered], responses: Sequence[Response]) -> None:
     if drafts is not None:
         for prompt, response in zip(rendered, responses, strict=True):
             drafts.learn(prompt, response.ids)
-    return responses
 
 
 def _planned(

@@ -1,8 +1,7 @@
 """Residual writers: the modules of a block whose outputs add up to what the block adds to the residual stream.
 
 Nothing here knows a module by its name. A short probe with random tokens records what every module of a block puts out, least squares
-finds which outputs (with which coefficient) make up the block's output minus its input, and fresh tokens prove that nothing is missing.
-Blocks of one structure have the same writers, so one of each can show those of its like.
+finds which outputs make up the block's output minus its input, and fresh tokens prove it; one block of a structure can show its like.
 """
 
 from collections import Counter
