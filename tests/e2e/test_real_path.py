@@ -11,7 +11,7 @@ from resect.models.load import find_blocks
 from resect.prompts import load_prompts
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
-STEPS = {"qwen3_vl": 150, "mistral3": 170, "qwen3_5": 120}
+STEPS = {"qwen3_vl": 500, "mistral3": 170, "qwen3_5": 120}
 
 
 @pytest.fixture(scope="module")
