@@ -1,5 +1,6 @@
 """The frame of the command line: fast help, exit codes, one line for a mistake, a traceback for a bug."""
 
+import gc
 import os
 import resource
 import subprocess
@@ -9,6 +10,7 @@ import pytest
 import typer
 
 from resect import cli
+from resect.cli.application import importing
 from resect.errors import UserError
 
 RUN = "import sys; from resect.cli import main; main()"
@@ -124,3 +126,19 @@ def test_a_bug_keeps_its_traceback_and_ends_with_1():
     assert done.returncode == 1
     assert "Traceback" in done.stderr
     assert done.stderr.endswith("RuntimeError: a bug\n")
+
+
+def test_garbage_waits_while_a_command_imports_and_no_longer():
+    with importing():
+        assert not gc.isenabled()
+    assert gc.isenabled()
+    with pytest.raises(ImportError), importing():
+        import nothing_of_this_name  # noqa: F401
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        with importing():
+            pass
+        assert not gc.isenabled()  # somebody else's switch stays where it was
+    finally:
+        gc.enable()

@@ -1,6 +1,9 @@
 """What the terminal shows when it is no terminal."""
 
 import json
+import os
+import subprocess
+import sys
 
 from rich.text import Text
 
@@ -36,3 +39,17 @@ def test_long_names_in_tables_are_whole(capsys):
     table.add_row(Text(name), "1")
     console.show(table)
     assert name in capsys.readouterr().out
+
+
+def bars(prepare):
+    """Return what a fresh process says of the progress bars of datasets."""
+    told = "print('datasets' in sys.modules); import datasets; print(datasets.is_progress_bar_enabled())"
+    code = "\n".join(("import sys; from resect.commands import console", prepare, told))
+    environment = {name: value for name, value in os.environ.items() if name != "HF_DATASETS_DISABLE_PROGRESS_BARS"}
+    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True).stdout.split()
+
+
+def test_data_sets_have_no_bars_whether_they_are_imported_before_or_after():
+    assert bars("") == ["False", "True"]
+    assert bars("console.quiet_libraries()") == ["False", "False"]
+    assert bars("import datasets; console.quiet_libraries()") == ["True", "False"]

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from resect import artifacts
 from resect.models.load import load_model
 from resect.organism.shipped import load_organism
+from resect.report import page
 
 TINY = {
     "arms": ["sra"],
@@ -78,18 +79,28 @@ def arguments(folder, run, **settings):
     return (folder / "model", *files, "--out", run, *options(TINY | settings))
 
 
-def test_a_second_study_makes_no_forward_pass_and_the_same_bytes(resect, passes, cache_place, tmp_path):
+@pytest.fixture
+def drawn(monkeypatch):
+    """A list that gets one item for every chart drawn."""
+    seen, render = [], page.render
+    monkeypatch.setattr(page, "render", lambda chart, **about: seen.append(about["prefix"]) or render(chart, **about))
+    return seen
+
+
+def test_a_second_study_makes_no_forward_pass_and_the_same_bytes(resect, passes, drawn, cache_place, tmp_path):
     settings = options(TINY | {"arms": ["standard", "sra"], "passes": 2})
     changed = ("--set", "lams=[2.0]")
-    made, runs = {}, {name: tmp_path / name for name in ("first", "second", "changed", "changed without")}
+    made, charts, runs = {}, {}, {name: tmp_path / name for name in ("first", "second", "changed", "changed without")}
     for (name, run), more in zip(runs.items(), ((), (), changed, (*changed, "--no-cache")), strict=True):
         passes.clear()
+        drawn.clear()
         kept = {p.name: p.stat() for p in cache_place.rglob("*.safetensors")}
         said = resect("demo", "--out", run, *settings, *more)
         assert said.code == 0, said.err
-        made[name] = len(passes)
+        made[name], charts[name] = len(passes), len(drawn)
     assert {p.name: p.stat() for p in cache_place.rglob("*.safetensors")} == kept  # the last run neither wrote nor read
     assert made["second"] == 0 < made["first"]
+    assert charts["second"] == 0 < charts["changed"] == charts["changed without"]
     assert 0 < made["changed"] < 0.6 * made["changed without"]
     assert manifest(runs["first"]) == manifest(runs["second"])
     assert manifest(runs["changed"]) == manifest(runs["changed without"]) != manifest(runs["first"])
@@ -197,6 +208,9 @@ def test_no_answer_to_a_harmful_prompt_is_kept_unless_texts_are_asked_for(resect
             assert value[0] == 0
             assert value == sorted(value)
             assert value[-1] == len(tensors["rows"])
+        elif step == "report":
+            assert value == (tmp_path / "run" / "report.html").read_text()
+            assert "Texts were not kept" in value
         elif step not in ("writers", "edit_proof", "forecast", "passes"):  # whose names and sentences are resect's own
             assert not rows_of_ids(value), step
             assert all(len(x) <= 24 or re.fullmatch("[0-9a-f]{64}", x) for x in flat(value) if isinstance(x, str)), step

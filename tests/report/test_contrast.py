@@ -8,7 +8,8 @@ import pytest
 from resect import artifacts
 from resect.errors import UserError
 from resect.report import svg
-from resect.report.contrast import build_contrast_report, headline, render_contrast
+from resect.report.build import build_contrast_report
+from resect.report.contrast import headline, render_contrast
 from resect.report.contrast_errors import every_layer, summary
 from resect.report.contrast_notes import notes
 from resect.report.contrast_read import ContrastRun, read_contrast

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from resect.cli.application import app
+from resect.cli.application import app, importing
 from resect.commands import options as o
 
 
@@ -36,8 +36,9 @@ def evaluate(  # noqa: PLR0913
     as_json: o.Json = False,  # noqa: FBT002
 ) -> None:
     """Score a run's edit on its test prompts (stage 5), or a model on a suite: alone, against another, or with a run's edit."""
-    from resect.commands import evaluate, stages
-    from resect.commands.judges import DEFAULT, JudgeOptions
+    with importing():
+        from resect.commands import evaluate, stages
+        from resect.commands.judges import DEFAULT, JudgeOptions
 
     if evaluate.is_run(target):
         if suite or against or run or judge or tasks or out or settings:

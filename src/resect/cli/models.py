@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from resect.cli.application import app
+from resect.cli.application import app, importing
 from resect.commands import options as o
 
 
@@ -35,8 +35,9 @@ def apply(  # noqa: PLR0913
     in_memory = adapter or untie or trust or embeddings is not None or (dtype, device) != ("auto", "auto")
     # Before the imports below, which take seconds: the disk works meanwhile.
     with nullcontext() if in_memory else copied_ahead(model, out) as copies:
-        from resect.commands import apply, edits
-        from resect.edit.plan import preserve_of
+        with importing():
+            from resect.commands import apply, edits
+            from resect.edit.plan import preserve_of
 
         kept = None if preserve is None else preserve_of(preserve)
         span = edits.layers(layers, option="--layers")
@@ -55,7 +56,8 @@ def convert(
     as_json: o.Json = False,  # noqa: FBT002
 ) -> None:
     """Convert directions to and from the control vectors of llama.cpp and repeng."""
-    from resect.commands import convert
+    with importing():
+        from resect.commands import convert
 
     convert.convert(source, out=out, layers=layers, direction=direction, as_json=as_json)
 
@@ -72,7 +74,8 @@ def chat(
     as_json: o.Json = False,  # noqa: FBT002
 ) -> None:
     """Answer prompts from standard input with the base and the edited model, side by side."""
-    from resect.commands import chat
+    with importing():
+        from resect.commands import chat
 
     load = {"dtype": dtype, "device": device, "revision": revision, "trust_remote_code": trust}
     chat.chat(model, run, max_new_tokens=max_new_tokens, load=load, as_json=as_json)
@@ -90,7 +93,8 @@ def inspect(
     as_json: o.Json = False,  # noqa: FBT002
 ) -> None:
     """Show a model's residual writers with their proof, how its prompts end, and the memory that each stage needs."""
-    from resect.commands import inspect
+    with importing():
+        from resect.commands import inspect
 
     load = {"dtype": dtype, "device": device, "revision": revision, "trust_remote_code": trust}
     inspect.inspect(model, weights=not no_weights, prompt_tokens=prompt_tokens, load=load, as_json=as_json)

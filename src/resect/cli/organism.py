@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from resect.cli.application import organism_app
+from resect.cli.application import importing, organism_app
 from resect.commands import options as o
 
 
@@ -20,7 +20,8 @@ def organism_train(
     as_json: o.Json = False,  # noqa: FBT002
 ) -> None:
     """Train an organism: the helpful-only twin, then the safety-tuned model."""
-    from resect.commands import organism
+    with importing():
+        from resect.commands import organism
 
     organism.train(out, architecture=architecture, seed=seed, entanglement=entanglement, topic=topic, tuning=tuning, as_json=as_json)
 
@@ -31,6 +32,7 @@ def organism_list(
     as_json: o.Json = False,  # noqa: FBT002
 ) -> None:
     """List the shipped organism, and those in a folder, with their measured quality."""
-    from resect.commands import organism
+    with importing():
+        from resect.commands import organism
 
     organism.show(folder, as_json=as_json)

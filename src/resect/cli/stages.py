@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from resect.cli.application import app
+from resect.cli.application import app, importing
 from resect.commands import options as o
 
 
@@ -31,8 +31,9 @@ def activations(  # noqa: PLR0913
     as_json: o.Json = False,  # noqa: FBT002
 ) -> None:
     """Stage 1: observe the base model and capture activations into a run folder."""
-    from resect.commands import stages, study
-    from resect.commands.inputs import Sources
+    with importing():
+        from resect.commands import stages, study
+        from resect.commands.inputs import Sources
 
     named = {"seed": seed, "position": study.position(position), "filter_by_behaviour": False if no_filter else None}
     sources = Sources(model, harmful, harmless, tuple(atoms), tuple(questions), text, dtype, revision)
@@ -43,7 +44,8 @@ def activations(  # noqa: PLR0913
 @app.command()
 def directions(run: o.Run, as_json: o.Json = False) -> None:  # noqa: FBT002
     """Stage 2: the raw refusal direction from a run's activations."""
-    from resect.commands import stages
+    with importing():
+        from resect.commands import stages
 
     stages.directions(run, as_json=as_json)
 
@@ -56,7 +58,8 @@ def cleaning(
     as_json: o.Json = False,  # noqa: FBT002
 ) -> None:
     """Stage 3: clean the direction of what must be kept."""
-    from resect.commands import stages
+    with importing():
+        from resect.commands import stages
 
     stages.cleaning(run, method=method, lam=lam, as_json=as_json)
 
@@ -74,7 +77,8 @@ def edit(  # noqa: PLR0913
     as_json: o.Json = False,  # noqa: FBT002
 ) -> None:
     """Stage 4: make the edit; what is not given is chosen on validation."""
-    from resect.commands import edits, stages
+    with importing():
+        from resect.commands import edits, stages
 
     fixed = stages.Fixed(strength, edits.source(source), edits.layers(window, option="--window"))
     stages.edit(run, arm=arm, fixed=fixed, device=device, trust_remote_code=trust, no_cache=no_cache, as_json=as_json)
@@ -83,6 +87,7 @@ def edit(  # noqa: PLR0913
 @app.command()
 def report(run: o.Run) -> None:
     """Build report.html of a finished study again."""
-    from resect.commands import stages
+    with importing():
+        from resect.commands import stages
 
     stages.report(run)

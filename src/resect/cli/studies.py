@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from resect.cli.application import app
+from resect.cli.application import app, importing
 from resect.commands import options as o
 
 Matched = Annotated[str | None, typer.Option(help="Benign prompts on the same topics: category, and pair_id where paired.")]
@@ -21,9 +21,10 @@ def demo(
     as_json: o.Json = False,  # noqa: FBT002
 ) -> None:
     """Run the SRA study on the shipped model organism; needs no network and no files."""
-    from resect.commands import study
-    from resect.commands.inputs import Sources
-    from resect.organism.shipped import SHIPPED
+    with importing():
+        from resect.commands import study
+        from resect.commands.inputs import Sources
+        from resect.organism.shipped import SHIPPED
 
     study.run_study(Sources(SHIPPED), study.collect(config, settings, {}), out=out, no_cache=no_cache, as_json=as_json)
 
@@ -53,8 +54,9 @@ def sra(  # noqa: PLR0913  one parameter per option
     as_json: o.Json = False,  # noqa: FBT002
 ) -> None:
     """Run the surgical refusal ablation study with its controls on a chat model."""
-    from resect.commands import study
-    from resect.commands.inputs import Sources
+    with importing():
+        from resect.commands import study
+        from resect.commands.inputs import Sources
 
     named = {"lams": None if lam is None else [lam], "passes": passes, "seed": seed, "position": study.position(position)}
     named |= {"filter_by_behaviour": False if no_filter else None, "keep_text": True if keep_text else None}
@@ -84,9 +86,10 @@ def contrast(  # noqa: PLR0913  one parameter per option
     as_json: o.Json = False,  # noqa: FBT002
 ) -> None:
     """Find out whether topic-matched contrast fails on a chat model, under which condition, and why."""
-    from resect.commands import contrast as command
-    from resect.commands import study
-    from resect.config.contrast import QUICK
+    with importing():
+        from resect.commands import contrast as command
+        from resect.commands import study
+        from resect.config.contrast import QUICK
 
     named = {"seed": seed, "position": study.position(position), "filter_by_behaviour": False if no_filter else None}
     sources = command.ContrastSources(model, harmful, matched, unmatched, dtype, revision)
@@ -112,7 +115,8 @@ def recipe(  # noqa: PLR0913  one parameter per option
     as_json: o.Json = False,  # noqa: FBT002
 ) -> None:
     """Run a study that is written down in one file; options fill in what the file leaves open."""
-    from resect.commands import recipe as command
+    with importing():
+        from resect.commands import recipe as command
 
     given = {"model": model, "revision": revision, "dtype": dtype}
     given |= {"harmful": harmful, "harmless": harmless, "matched": matched, "unmatched": unmatched}

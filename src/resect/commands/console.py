@@ -1,6 +1,7 @@
 """Everything the terminal shows: the one place that prints."""
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -47,10 +48,12 @@ def show_json(data: Any, *, lines: bool = False) -> None:
 
 def quiet_libraries() -> None:
     """Switch off the progress bars of the libraries underneath: the study has its own."""
-    import datasets
-
     quiet_transformers()
-    datasets.disable_progress_bars()
+    # Half a second to import, and most commands read no data set.
+    if datasets := sys.modules.get("datasets"):
+        datasets.disable_progress_bars()
+    else:
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 
 
 def quiet_transformers() -> None:

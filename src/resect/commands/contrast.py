@@ -14,7 +14,7 @@ from resect.config.contrast import ORGANISM
 from resect.errors import UserError
 from resect.models.load import load_model
 from resect.organism.shipped import names_organism
-from resect.report.contrast import build_contrast_report
+from resect.report.build import build_contrast_report
 from resect.report.contrast_notes import notes
 from resect.report.contrast_read import read_contrast
 from resect.report.contrast_table import contrast_table
@@ -91,7 +91,7 @@ def run_study(
         result = run_contrast(inputs, config, out, on_step=step, cache=cache)
         sources.save(out)
         step("report")
-        page = build_contrast_report(out)
+        page = build_contrast_report(out, cache=cache)
         finish(out)
     if as_json:
         console.show_json(result.document)

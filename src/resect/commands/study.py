@@ -89,7 +89,7 @@ def run_study(
         open_run(sources, inputs, config, out)
         result = run_sra(inputs, config, out, on_step=step, cache=cache)
         step("report")
-        page = build_report(out)
+        page = build_report(out, cache=cache)
         finish(out)
     if as_json:
         console.show_json(artifacts.read_json(out / "evaluation.json"))

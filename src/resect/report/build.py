@@ -1,60 +1,66 @@
-"""A run folder becomes one self-contained HTML file that opens offline, in light and dark, on a desk and on a phone."""
+"""Run folders become pages. A page is a function of its run folder alone, so one that was drawn before is taken from the cache."""
 
+import hashlib
+from collections.abc import Callable, Sequence
+from functools import cache as once
+from importlib.metadata import version
 from pathlib import Path
 
-from markupsafe import Markup
-
 from resect.artifacts import write_text
-from resect.report import charts_layers, proof, provenance, sentences, tables
-from resect.report.figures import FIGURES, FigureSpec
-from resect.report.page import Figure, figure, fill
-from resect.report.read import RunFolder, read_run
-from resect.report.svg import render
-from resect.report.theme import BINS
-from resect.report.values import finite, number
+from resect.cache import Cache, Kept, Key, remember
+from resect.digests import digest
+from resect.models.identity import own_code
+from resect.report import contrast_read, read
+
+_DRAWN_BY = ("altair", "vl-convert-python", "jinja2", "markupsafe")
 
 
-def build_report(run: Path) -> Path:
-    """Return the path of `report.html`, written into the run folder from the files that are there.
-
-    The page is a function of the run folder alone: the same folder gives the same bytes. Times stay in `timings.json`.
+def build_report(run: Path, *, cache: Cache | None = None) -> Path:
+    """Return the path of `report.html`, written into the folder of an SRA run from the files that are there; same files, same bytes.
 
     Raises:
         UserError: if the folder is not a finished run, or a file in it cannot be read.
     """
+    found = read.read_run(run)
+
+    def draw() -> str:
+        from resect.report.sra import render_sra  # altair takes half a second to import
+
+        return render_sra(found)
+
+    return _write(run, draw, files=read.FILES, model=found.evaluation["model"], cache=cache)
+
+
+def build_contrast_report(run: Path, *, cache: Cache | None = None) -> Path:
+    """Return the path of `report.html`, written into the folder of a contrast run from `contrast.json`; same file, same bytes.
+
+    Raises:
+        UserError: if the folder is not a finished contrast run, or a file in it cannot be read.
+    """
+    found = contrast_read.read_contrast(run)
+
+    def draw() -> str:
+        from resect.report.contrast import render_contrast
+
+        return render_contrast(found)
+
+    return _write(run, draw, files=contrast_read.FILES, model=found.document["model"]["name"], cache=cache)
+
+
+def _write(run: Path, draw: Callable[[], str], *, files: Sequence[str], model: str, cache: Cache | None) -> Path:
     path = run / "report.html"
-    write_text(path, render_page(read_run(run)))
+    key = Key(_made_of(run, files), model) if cache else None
+    write_text(path, remember(cache, key, lambda: Kept(draw()), step="report").value)
     return path
 
 
-def render_page(run: RunFolder) -> str:
-    """Return the whole page as text."""
-    return fill(
-        "page.html.j2",
-        run=run,
-        verdict=sentences.verdict(run),
-        forecast=sentences.forecast(run),
-        figures={spec.name: _figure(run, spec) for spec in FIGURES},
-        heat={when: _heat(run, when) for when in ("before", "after")},
-        limit=charts_layers.cosine_limit(run),
-        bins=BINS,
-        tables=tables,
-        provenance=provenance,
-        proof=proof,
-        number=lambda value: number(finite(value)),
-        has_text=any("text" in row or "prompt_text" in row for row in run.samples),
-    )
+def _made_of(run: Path, files: Sequence[str]) -> str:
+    """Return a hash over all that a page is drawn from: files of the run, resect's code, and the versions of what draws."""
+    found = {name: (run / name).read_bytes() for name in files if (run / name).is_file()}
+    return digest(["report", {name: hashlib.sha256(data).hexdigest() for name, data in found.items()}, _drawing()])
 
 
-def _figure(run: RunFolder, spec: FigureSpec) -> Figure:
-    drawn = {size: spec.draw(run, wide=size == "wide") for size in ("wide", "narrow")}
-    return figure(drawn, name=spec.name, title=spec.title, caption=spec.caption, missing=spec.missing)
-
-
-def _heat(run: RunFolder, when: str) -> Markup | None:
-    chart = charts_layers.heat_map(run, when=when)
-    return (
-        None
-        if chart is None
-        else render(chart, label=f"Cosine of the direction with every atom by layer, {when} cleaning", prefix=f"heat-{when}", shrink=0.8)
-    )
+@once
+def _drawing() -> dict[str, str]:
+    own = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(Path(__file__).parent.iterdir()) if p.is_file()}
+    return {"resect": own_code(), **own, **{name: version(name) for name in _DRAWN_BY}}

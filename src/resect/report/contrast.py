@@ -1,14 +1,12 @@
-"""A contrast run becomes one self-contained HTML file."""
+"""The page of a contrast run: one self-contained HTML file."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from resect.artifacts import write_text
 from resect.report import contrast_charts, contrast_errors, contrast_tables
 from resect.report.contrast_notes import notes
 from resect.report.contrast_paper import MODEL
-from resect.report.contrast_read import ContrastRun, read_contrast
+from resect.report.contrast_read import ContrastRun
 from resect.report.page import figure, fill
 from resect.report.theme import BINS
 from resect.report.values import percent
@@ -50,17 +48,6 @@ FIGURES = (
         contrast_charts.size_doses,
     ),
 )
-
-
-def build_contrast_report(run: Path) -> Path:
-    """Return the path of `report.html`, written into the run folder from `contrast.json`; the same folder gives the same bytes.
-
-    Raises:
-        UserError: if the folder is not a finished contrast run, or a file in it cannot be read.
-    """
-    path = run / "report.html"
-    write_text(path, render_contrast(read_contrast(run)))
-    return path
 
 
 def render_contrast(run: ContrastRun) -> str:

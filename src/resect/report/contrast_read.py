@@ -10,6 +10,8 @@ from resect.errors import UserError
 from resect.report.values import Json
 
 FORMAT = "resect.contrast/1"
+FILES = ("run.toml", "contrast.json")
+"""All that a page is made from."""
 NEEDED = ("model", "arms", "evaluation", "grids", "protocol", "geometry", "matched", "verdicts")
 
 
@@ -50,7 +52,7 @@ def read_contrast(run: Path) -> ContrastRun:
     Raises:
         UserError: a file is missing, is not JSON, has another format or lacks a part.
     """
-    for name in ("run.toml", "contrast.json"):
+    for name in FILES:
         if not (run / name).is_file():
             raise UserError(f"{run} is not a finished contrast run: {name} is missing; finish it with: resect contrast MODEL --out {run}")
     document = artifacts.read_json(run / "contrast.json")

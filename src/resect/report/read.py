@@ -11,6 +11,8 @@ from resect.report.values import Json, Measure, read_measure
 
 FORMATS = {"evaluation.json": "resect.evaluation/1", "study.json": "resect.study/1", "edit_proof.json": "resect.edit_proof/1"}
 REQUIRED = ("run.toml", "evaluation.json", "study.json", "samples.jsonl")
+FILES = (*REQUIRED, "edit_proof.json")
+"""All that a page is made from."""
 
 
 # Files keep their keys sorted, so the order in which arms are read is fixed here: what is compared first, controls last.
