@@ -24,6 +24,8 @@ def digest(value: object, special: Special = NONE, memo: MutableMapping[object, 
     Raises:
         TypeError: a value of any other type: two different ones might look the same.
     """
+    if type(value) in _SIMPLE:  # nearly all of the values that a study's keys are made of
+        return _hash(type(value).__name__, repr(value))
     for kind, stand_in in special.items():
         if isinstance(value, kind):
             return _hash(kind.__qualname__, digest(stand_in(value), special, memo))

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from scipy import stats
+from scipy.special import ndtri
 
 from resect.errors import UserError
 from resect.evaluation.statistics import LEVEL
@@ -66,7 +66,7 @@ def hint(needed: int, n: int, *, difference: float = POINTS, paired: bool = True
 
 
 def _quantiles(alpha: float, power: float) -> tuple[float, float]:
-    return float(stats.norm.isf(alpha / 2)), float(stats.norm.ppf(power))
+    return -float(ndtri(alpha / 2)), float(ndtri(power))
 
 
 def _up(n: float) -> int:

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from scipy.stats import binomtest
+from scipy.special import bdtrc
 from torch import Tensor
 
 from resect.activations import capture
@@ -68,7 +68,8 @@ def predicted(
 
 def _check_better_than_chance(found: Prediction, labelled: int) -> None:
     layers, accuracy = len(found.accuracy), float(found.accuracy[found.layer])
-    if layers * binomtest(round(accuracy * labelled), labelled, found.chance, alternative="greater").pvalue >= SURE:
+    by_chance = float(bdtrc(round(accuracy * labelled) - 1, labelled, found.chance))  # at least so many right
+    if layers * by_chance >= SURE:
         raise UserError(
             f"Categories cannot be told from activations here: at the best of {layers} layers {accuracy:.0%} of {labelled} harmful prompts "
             f"are nearest to the mean of their own category, and the largest category alone is {found.chance:.0%}; write the categories "
