@@ -212,6 +212,21 @@ def test_a_full_disk_ends_keeping_with_one_warning(tmp_path):
     assert "cannot be written" in err
 
 
+def test_an_entry_that_goes_while_it_is_opened_is_made_again_without_a_word(tmp_path, monkeypatch, caplog):
+    cache, key = Cache(tmp_path), Key("0" * 64, "m")
+    cache.keep(key, Kept(1, {"rows": torch.ones(3)}), step="one")
+    opened = torch.UntypedStorage.from_file
+
+    def gone(*given, **more):
+        (cache.folder / f"{key.name}.safetensors").unlink()
+        return opened(*given, **more)
+
+    monkeypatch.setattr(torch.UntypedStorage, "from_file", gone)
+    assert cache.find(key) is None
+    assert not (cache.folder / f"{key.name}.safetensors").exists()
+    assert caplog.records == []
+
+
 MANY = """
 import sys
 from pathlib import Path

@@ -23,6 +23,8 @@ _HEADER = "header"
 DIRECTIONS = "resect.directions/1"
 """The format of a directions file, which may have been made elsewhere."""
 _MAX_JSON_BYTES = 1 << 28
+# torch maps the file once more, and this is how it says that another process has removed it meanwhile.
+_UNREADABLE = (SafetensorError, OSError, RuntimeError)
 _PICKLE = "can run code when it is read, and is never read; open it where you trust it, and write its tensors with safetensors"
 _OTHERS = {
     b"GGUF": "it is a GGUF file; a control vector is converted with resect convert",
@@ -61,7 +63,7 @@ def load_tensors(path: Path, *, format: str, axes: Mapping[str, int] | None = No
             header = _header(path, file.metadata() or {}, format)
             _check_layout(path, file, axes or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
-    except (SafetensorError, OSError) as error:
+    except _UNREADABLE as error:
         raise UserError(f"{path} cannot be read as safetensors: {_told(path, error)}.") from error
     _check_finite(path, tensors)
     return tensors, header
@@ -73,7 +75,7 @@ def read_header(path: Path, *, format: str) -> dict[str, Any]:
     try:
         with safe_open(path, framework="pt") as file:
             return _header(path, file.metadata() or {}, format)
-    except (SafetensorError, OSError) as error:
+    except _UNREADABLE as error:
         raise UserError(f"{path} cannot be read as safetensors: {_told(path, error)}.") from error
 
 
