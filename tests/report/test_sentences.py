@@ -1,7 +1,7 @@
-import importlib.util
 import io
 import json
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -17,15 +17,9 @@ from resect.report.tables import cell
 from resect.report.theme import PALETTE, diverging, variables
 from resect.report.values import Measure, number, percent, read_measure, short, told
 
-_spec = importlib.util.spec_from_file_location("example_run_for_sentences", Path(__file__).parent / "example_run.py")
-assert _spec
-assert _spec.loader
-example = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(example)
-
 
 @pytest.fixture
-def run(tmp_path: Path) -> RunFolder:
+def run(tmp_path: Path, example: ModuleType) -> RunFolder:
     return read_run(example.write_run(tmp_path))
 
 
