@@ -50,6 +50,14 @@ def test_rows_without_a_guess_make_guessing_dear():
     assert drafts.width([(1, 2)] * 9 + [(1,) * 30], most=99) == 2  # one long guess would be padding for all others
 
 
+def test_a_few_more_columns_are_cheaper_than_another_pass():
+    drafts, guesses = Drafts(), [(1,) * 8] * 12 + [(1,) * 11]
+    assert drafts.width(guesses, most=99) == 11
+    assert drafts.width(guesses * 4, most=99) == 8
+    drafts.record(offered=200, accepted=100)
+    assert drafts.width([(1,) * 11], most=99) == 0
+
+
 def test_guesses_that_fail_are_given_up_and_tried_again_after_successes():
     drafts, guesses = Drafts(), [(1, 2, 3, 4)] * 8
     assert drafts.width(guesses, most=99) == 4

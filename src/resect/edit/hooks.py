@@ -89,15 +89,22 @@ class _OutputEdit:
 
 
 class _PreservingEdit(_OutputEdit):
-    """Hook for y' = q (E (p (y - b))) + b', E = I - gamma U C^T, the edit of a weight that keeps its norms."""
+    """Hook for y' = q (E (p (y - b))) + b', E = I - gamma U C^T, the edit of a weight that keeps its norms.
+
+    Multiplied out it is y' = p q y + (-gamma q U) ((p C)^T y) + t, with t the rest: one product more than an edit that keeps nothing.
+    """
 
     def __init__(self, edit: WriterEdit, p: Tensor, q: Tensor, bias: Tensor, edited_bias: Tensor) -> None:
-        super().__init__(edit)
-        self._scales = _Values(p, q, bias, edited_bias)
+        p, q, bias, edited_bias, u, c = (x.cpu().double() for x in (p, q, bias, edited_bias, edit.u, edit.c))
+        c, minus_u = p[:, None] * c, (-edit.gamma * q[:, None] * u).T
+        self._factors = _Values(c, minus_u, p * q, edited_bias - (p * q * bias + (bias @ c) @ minus_u))
+        self._shifts = bool(bias.any())
 
     def edited(self, y: Tensor) -> Tensor:
-        p, q, bias, edited_bias = self._scales.like(y)
-        return super().edited((y - bias) * p) * q + edited_bias
+        c, minus_u, scale, shift = self._factors.like(y)
+        flat = y.reshape(-1, y.shape[-1])
+        edited = torch.addmm(flat * scale, flat @ c, minus_u).view(y.shape)
+        return edited + shift if self._shifts else edited
 
 
 class _ScaledInput:
@@ -136,8 +143,7 @@ def _preserving(writer: Writer, edit: WriterEdit, module: nn.Module) -> tuple[Te
     weight, layout = own[weights[0].name], weights[0].layout
     p, q = preserving_scales(weight, layout, **factors)
     bias = next((own[p.name] for p in writer.parameters if p.layout == "bias"), torch.zeros(len(edit.u), device=weight.device))
-    edited_bias = apply_to_weight(bias, "bias", **factors)
-    one = torch.ones(())
+    edited_bias, one = apply_to_weight(bias, "bias", **factors), torch.ones(len(edit.u), device=weight.device)
     if edit.preserve == "column":
         return q.flatten(), _PreservingEdit(edit, one, one, bias, edited_bias)
     return None, _PreservingEdit(edit, p.flatten(), q.flatten(), bias, edited_bias)

@@ -46,7 +46,7 @@ _CONTRACTIONS += (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # one by one its patterns take longer to compare and to hash than to be searched for
 class Language:
     """One language's markers as compiled patterns over normalised text."""
 

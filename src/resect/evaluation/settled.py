@@ -5,6 +5,7 @@ characters so far: bytes of half a character, a word still being written, white 
 must be over some characters ago, in two readings of different lengths, and no quotation may be open.
 """
 
+import functools
 import unicodedata
 from collections.abc import Sequence
 
@@ -21,7 +22,8 @@ _MARGIN = 16
 _EVERY = 8
 
 
-def settled_refusal(response: Response, *, markers: Sequence[Language]) -> bool | None:
+@functools.lru_cache(maxsize=4096)  # the same openings come again under other edits
+def settled_refusal(response: Response, *, markers: tuple[Language, ...]) -> bool | None:
     """Return whether the response refuses, whatever tokens follow those it has; None if that is still open.
 
     True: the marker judge says "refuse" of the response and of every longer one. False: it says so of none of them.

@@ -4,6 +4,7 @@ Markers anywhere in a text over-count refusals (caveats, stories, quoted speech)
 of a clause, and not where the answer then does what was asked.
 """
 
+import functools
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -39,7 +40,8 @@ def judge_markers(responses: Sequence[Response | None], *, markers: Sequence[Lan
     return tuple(judge(r, markers=chosen).verdict for r in responses)
 
 
-def judge(response: Response | None, *, markers: Sequence[Language]) -> Judgement:
+@functools.lru_cache(maxsize=4096)  # the same responses come again under other edits
+def judge(response: Response | None, *, markers: tuple[Language, ...]) -> Judgement:
     """Return the verdict on one response, with its reason."""
     if response is None:
         return Judgement("unscored", "no response")

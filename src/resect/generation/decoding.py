@@ -147,9 +147,11 @@ class Decoding:
         for step in range(int(accepted.max()) + 1):
             self._take(best[:, step], self.active & (step <= accepted))
         self.position += 1 + accepted
-        self.mask = drop_tokens(self.past, torch.cat([before, steps <= accepted[:, None]], dim=1))
-        if bool(self.mask.all()):
-            self.mask = None
+        # Nobody reads the cache of a batch that has ended.
+        if bool(self.active.any()):
+            self.mask = drop_tokens(self.past, torch.cat([before, steps <= accepted[:, None]], dim=1))
+            if bool(self.mask.all()):
+                self.mask = None
         return accepted
 
     def _best(self, ids: Int[Tensor, "sample token"], positions: Int[Tensor, "sample token"], *, kept: int) -> Int[Tensor, "sample width"]:

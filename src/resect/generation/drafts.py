@@ -15,6 +15,7 @@ _REMEMBERED = 4  # known responses of a prompt, the newest first
 # A token fed as part of a guess costs about this share of a token decoded by itself. Measured on two cores (benchmarks/trial.py); an
 # accelerator pays less, so this is careful.
 _COST = 0.6
+_PASS = 64  # tokens: a pass of its own costs as much as feeding so many more (30 to 130, see `MAX_PADDING`)
 _TRUST = 32.0  # tokens: guesses are believed at first, and a record counts half as much after so many more
 
 
@@ -52,11 +53,12 @@ class Drafts:
     def width(self, guesses: Sequence[Ids], *, most: int) -> int:
         """Return how many tokens to feed of guesses for the rows of a batch, at most `most`, 0 if guessing would not pay.
 
-        The most of share x tokens guessed - cost x tokens fed, over the widths that a guess has.
+        The most of share x tokens guessed - cost x tokens fed, over the widths that a guess has; all, where that spares another pass.
         """
         lengths = [min(most, len(g)) for g in guesses]
         worth = {w: self.share * sum(min(n, w) for n in lengths) - _COST * w * len(lengths) for w in {0, *lengths}}
-        return max(sorted(worth), key=worth.__getitem__)
+        best, longest = max(sorted(worth), key=worth.__getitem__), max(worth)
+        return longest if best and worth[longest] + _COST * _PASS >= worth[best] else best
 
     def record(self, *, offered: int, accepted: int) -> None:
         """Note how a pass went; older passes fade."""

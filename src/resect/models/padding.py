@@ -73,19 +73,22 @@ def heeds_padding(model: ChatModel, use: Use, *, tokens: int) -> bool:
     longest = max(_LEAST, 1 << (tokens - 1).bit_length())
     longest = min(longest, model.context or longest)
     known = _found.setdefault(model.network, {})
-    if any(not heeded for (tried, length), heeded in known.items() if tried == use and length <= longest):
+    tried = {length: heeded for (other, length), heeded in known.items() if other == use}
+    # Whoever fails on short prompts fails on long ones, and whoever heeds padding on long prompts does on short ones.
+    if any(length <= longest and not heeded for length, heeded in tried.items()):
         return False
-    if (use, longest) not in known:
-        error = _error(model, use, longest)
-        known[use, longest] = error <= TOLERANCE
-        if error > TOLERANCE:
-            log.warning(
-                "%s computes other values for a prompt that is padded (%s) than for the prompt alone (%s), so its batches hold prompts of "
-                "equal length only: exact, but slower.",
-                model.name,
-                {"decoding": "on the left, decoding", "both": "on both sides"}.get(use, f"on the {use}"),
-                f"{error:.1%} off at {longest} tokens" if error < float("inf") else "the padded pass fails",
-            )
+    if any(length >= longest and heeded for length, heeded in tried.items()):
+        return True
+    error = _error(model, use, longest)
+    known[use, longest] = error <= TOLERANCE
+    if error > TOLERANCE:
+        log.warning(
+            "%s computes other values for a prompt that is padded (%s) than for the prompt alone (%s), so its batches hold prompts of "
+            "equal length only: exact, but slower.",
+            model.name,
+            {"decoding": "on the left, decoding", "both": "on both sides"}.get(use, f"on the {use}"),
+            f"{error:.1%} off at {longest} tokens" if error < float("inf") else "the padded pass fails",
+        )
     return known[use, longest]
 
 

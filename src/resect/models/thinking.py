@@ -5,6 +5,7 @@ answer, too. *Channels* (the harmony format of gpt-oss) give every message of th
 A form counts only where the chat template contains its tags; a model that merely writes `<think>` is taken at its word.
 """
 
+import functools
 import re
 from collections.abc import Sequence
 
@@ -61,9 +62,17 @@ def _after_blocks(text: str, blocks: Sequence[tuple[str, str]], *, inside: bool)
 
 def answer_of_tokens(tokenizer: PreTrainedTokenizerBase, template: str, ids: Sequence[int], *, inside: bool) -> str | None:
     """Return the answer in a response given as tokens, like `answer_of_text`."""
-    pairs = [*_blocks(template), *_ANSWERS]
-    tags = [*(tag for pair in pairs for tag in pair), *(_CHANNEL_TAGS if _has_channels(template) else ())]
+    tags = _all_tags(template)
+    if not tags and not inside:
+        return None
     return answer_of_text(_with_tags(tokenizer, ids, tags), template, inside=inside)
+
+
+@functools.lru_cache(maxsize=16)
+def _all_tags(template: str) -> tuple[str, ...]:
+    """Return every tag that `answer_of_text` may look for under a chat template."""
+    pairs = [*_blocks(template), *(pair for pair in _ANSWERS if pair[0] in template)]
+    return (*(tag for pair in pairs for tag in pair), *(_CHANNEL_TAGS if _has_channels(template) else ()))
 
 
 def _with_tags(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], tags: Sequence[str]) -> str:
