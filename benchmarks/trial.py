@@ -80,7 +80,8 @@ class SameRule:
         plans = self.task.edits(pairs[-1]["trials"][: self.table])
         chosen = {"all": Shortcuts()}
         chosen |= {
-            f"without {name}": replace(Shortcuts(), **{name: False}) for name in ("retire", "stop", "drafts", "lower_layers", "memory")
+            f"without {name}": replace(Shortcuts(), **{name: False})
+            for name in ("retire", "stop", "drafts", "lower_layers", "prefix", "memory")
         }
         runs = {way: self.task.same_rule(plans, shortcuts) for way, shortcuts in (chosen | {"none": NONE}).items()}
         runs["network.generate"] = (self.task.plainly(plan) for plan in plans)
@@ -114,7 +115,7 @@ class OwnRule:
         plans = self.task.edits(pairs[-1]["trials"])
         runs = {"all": self.task.own_rule(plans, Shortcuts())}
         runs["without sequential stopping"] = self.task.own_rule(plans, Shortcuts(), sequential=False)
-        for name in ("retire", "stop", "drafts", "lower_layers", "memory"):
+        for name in ("retire", "stop", "drafts", "lower_layers", "prefix", "memory"):
             runs[f"without {name}"] = self.task.own_rule(plans, replace(Shortcuts(), **{name: False}))
         runs["none"] = self.task.own_rule(plans, NONE, sequential=False)
         return {way: statistics.mean(s.seconds for s in scores) for way, scores in runs.items()}
@@ -135,7 +136,7 @@ class EqualQuality:
 
     def shortcuts(self, pairs: Sequence[Pair]) -> dict[str, float | None]:
         best = pairs[-1]["peer_best"]
-        off = [[], *([name] for name in ("retire", "stop", "drafts", "memory", "lower_layers")), SHORTCUTS]
+        off = [[], *([name] for name in ("retire", "stop", "drafts", "memory", "lower_layers", "prefix")), SHORTCUTS]
         names = ["all", *(f"without {name}" for (name,) in off[1:-1]), "none"]
         return {way: self._ours_until(best, off=names)["ours_s"] for way, names in zip(names, off, strict=True)}
 

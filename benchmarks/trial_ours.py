@@ -32,7 +32,7 @@ from resect.evaluation.logprobs import next_token_logprobs
 from resect.evaluation.sequential import drop_rule
 from resect.evaluation.settled import stop_when_settled
 from resect.evaluation.verdicts import judge_markers
-from resect.generation import Drafts, Response, Shortcuts, respond
+from resect.generation import NONE, Drafts, Response, Shortcuts, respond
 from resect.generation.decoding import Ids
 from resect.models.chat import Rendered, render
 from resect.models.load import ChatModel, load_model
@@ -143,12 +143,16 @@ class Task:
         def score(plan: EditPlan) -> tuple[int, float]:
             first = first_layer(self.writers, plan) if shortcuts.lower_layers else 0
             with hooks.applied(self.model, self.writers, plan), lower.below(first):
-                kl = float(kl_first_token(self.base, next_token_logprobs(self.model, self.harmless)).mean())
+                kl = self.kl(shortcuts)
                 options = {"stop": self.stop if shortcuts.stop else None, "drafts": drafts, "shortcuts": shortcuts}
                 said = respond(self.model, self.harmful, max_new_tokens=self.settings.tokens, **options)
             return self.refusals(self.harmful, said), kl
 
         yield from (timed(score, plan) for plan in plans)
+
+    def kl(self, shortcuts: Shortcuts) -> float:
+        """Return the mean KL of the model as it is now, at the first token of the harmless prompts."""
+        return float(kl_first_token(self.base, next_token_logprobs(self.model, self.harmless, share_prefix=shortcuts.prefix)).mean())
 
     def refusals(self, prompts: Sequence[Rendered], said: Sequence[Response]) -> int:
         """Count refusals by the peer's rule."""
@@ -173,7 +177,7 @@ class Task:
 
         def score(plan: EditPlan) -> tuple[int, float]:
             with hooks.applied(self.model, self.writers, plan):
-                kl = float(kl_first_token(self.base, next_token_logprobs(self.model, self.harmless)).mean())
+                kl = self.kl(NONE)
                 width = max(len(p.ids) for p in self.harmful)
                 ids = torch.tensor([[self.model.pad_id] * (width - len(p.ids)) + list(p.ids) for p in self.harmful])
                 mask = torch.tensor([[0] * (width - len(p.ids)) + [1] * len(p.ids) for p in self.harmful])
@@ -203,7 +207,7 @@ class Task:
                     refused, seen = refused + sum(v == "refuse" for v in judge_markers(said)), seen + len(part)
                     if sequential and rule.drops(refused, seen):
                         return refused, None
-                kl = float(kl_first_token(self.base, next_token_logprobs(self.model, self.harmless)).mean())
+                kl = self.kl(shortcuts)
             return refused, kl
 
         return [timed(score, plan) for plan in plans]

@@ -10,7 +10,9 @@ from resect.generation import NONE, Shortcuts
 
 def test_named_ones_are_on_and_no_others():
     assert not any(astuple(NONE))
-    assert Shortcuts.only(["drafts"]) == Shortcuts(retire=False, stop=False, drafts=True, memory=False, rows=False, lower_layers=False)
+    assert Shortcuts.only(["drafts"]) == Shortcuts(
+        retire=False, stop=False, drafts=True, memory=False, rows=False, lower_layers=False, prefix=False
+    )
     assert Shortcuts.only(["drafts"]).drafts
     with pytest.raises(UserError, match=r"[Uu]nknown shortcut 'draft'.*drafts"):
         Shortcuts.only(["draft"])

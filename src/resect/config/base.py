@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from resect.errors import UserError, unknown_name
 
-SHORTCUTS = ("retire", "stop", "drafts", "memory", "rows", "lower_layers")
+SHORTCUTS = ("retire", "stop", "drafts", "memory", "rows", "lower_layers", "prefix")
 """What the engine does to save time (`generation.Shortcuts`)."""
 UNMEASURED = ("static_cache", "graphs")
 """What it does on request only: meant for a GPU, and measured on none."""

@@ -16,9 +16,10 @@ from torch import Tensor
 from resect.edit.rows import RowEdits
 from resect.errors import UserError
 from resect.models.batches import MAX_PADDING
-from resect.models.forward import accepts
+from resect.models.forward import accepts, cache_argument
 from resect.models.load import ChatModel
 from resect.models.padding import heeds_padding
+from resect.models.prefix import Prefix, shared_prefix
 
 # Scored logits held at once: 2^26 float32 values are 256 MB, whatever the vocabulary.
 _MAX_LOGITS = 1 << 26
@@ -43,11 +44,12 @@ def score(
     *,
     batch_tokens: int = 8192,
     edits: RowEdits | None = None,
+    share_prefix: bool = True,
 ) -> Iterator[Scored]:
     """Return, batch by batch, float32 log-probabilities over the full vocabulary at the positions that predict each continuation token.
 
     From the raw logits of a plain forward pass; the last continuation token is never fed in. Rows with an empty continuation are left out.
-    `edits` are on the model with one plan a row.
+    `edits` are on the model with one plan a row. With `share_prefix` what all rows begin with is fed once, where that pays.
 
     Raises: UserError for an empty prefix, a row longer than the model's context, or logits without a distribution.
     """
@@ -58,10 +60,14 @@ def score(
             raise UserError(f"Prompt {i} has no tokens, so nothing can be predicted from it; remove it or add a beginning-of-text token.")
     model.check_length(max((len(p) + len(c) - 1 for p, c in zip(prefixes, continuations, strict=True) if c), default=0))
     vocab = int(model.network.config.get_text_config(decoder=True).vocab_size)
+    asked = [(p, len(c)) for p, c in zip(prefixes, continuations, strict=True) if c]
+    longest = max((k for _, k in asked), default=0)
+    shared = shared_prefix(model, [p for p, _ in asked], new=longest) if share_prefix and edits is None else None
     for rows in _exact_plan(model, prefixes, continuations, batch_tokens=batch_tokens, vocab=vocab, edits=edits):
         if edits is not None:
             edits.place(rows)
-        logprobs = _forward(model, [prefixes[i] for i in rows], [continuations[i] for i in rows]).float().log_softmax(dim=-1)
+        logits = _forward(model, [prefixes[i] for i in rows], [continuations[i] for i in rows], shared)
+        logprobs = logits.float().log_softmax(dim=-1)
         # NaN comes of a logit that is NaN or +infinity, or of a row where all are -infinity.
         if bool(logprobs.isnan().any()):
             raise UserError(
@@ -105,20 +111,25 @@ def _plan(
         yield tuple(rows)
 
 
-def _forward(model: ChatModel, prefixes: Sequence[Ids], continuations: Sequence[Ids]) -> Float[Tensor, "prompt k vocab"]:
-    left, right = max(map(len, prefixes)), max(map(len, continuations))
+def _forward(
+    model: ChatModel, prefixes: Sequence[Ids], continuations: Sequence[Ids], shared: Prefix | None
+) -> Float[Tensor, "prompt k vocab"]:
+    fed = 0 if shared is None else len(shared)
+    left, right = max(map(len, prefixes)) - fed, max(map(len, continuations))
     ids = torch.full((len(prefixes), left + right - 1), model.pad_id, dtype=torch.long)
     mask = torch.zeros_like(ids)
     for row, (prefix, continuation) in enumerate(zip(prefixes, continuations, strict=True)):
-        tokens = (*prefix, *continuation[:-1])
-        start = left - len(prefix)
+        tokens = (*prefix[fed:], *continuation[:-1])
+        start = left - len(prefix) + fed
         ids[row, start : start + len(tokens)] = torch.tensor(tokens)
         mask[row, start : start + len(tokens)] = 1
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    positions = fed + (mask.cumsum(1) - 1).clamp(min=0)
     optional: dict[str, Any] = {
-        "attention_mask": mask.to(model.device),
+        "attention_mask": (mask if shared is None else shared.before(mask)).to(model.device),
         "position_ids": positions.to(model.device),
         "logits_to_keep": right,
     }
     options = {name: value for name, value in optional.items() if accepts(model.network, name)}
-    return model.network(input_ids=ids.to(model.device), use_cache=False, **options).logits[:, -right:]
+    if shared is not None:
+        options[cache_argument(model.network)] = shared.passing(len(ids))
+    return model.network(input_ids=ids.to(model.device), use_cache=shared is not None, **options).logits[:, -right:]

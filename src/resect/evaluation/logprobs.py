@@ -37,20 +37,32 @@ class TokenLogprobs:
 
 
 def next_token_logprobs(
-    model: ChatModel, rendered: Sequence[Rendered], *, batch_tokens: int = 8192, edits: RowEdits | None = None
+    model: ChatModel,
+    rendered: Sequence[Rendered],
+    *,
+    batch_tokens: int = 8192,
+    edits: RowEdits | None = None,
+    share_prefix: bool = True,
 ) -> Float[Tensor, "prompt vocab"]:
     """Return log p(next token | prompt) over the full vocabulary, float32 on the CPU, from the raw logits.
 
-    `edits` are on the model with one plan a prompt.
+    `edits` are on the model with one plan a prompt; `share_prefix` as in `score`.
 
     Raises: UserError when there are no prompts or the logits hold NaN.
     """
     # Any one token may stand for the continuation: it is never fed in.
-    return _collect(model, rendered, [(0,)] * len(rendered), batch_tokens=batch_tokens, edits=edits).rows
+    any_token = [(0,)] * len(rendered)
+    return _collect(model, rendered, any_token, batch_tokens=batch_tokens, edits=edits, share_prefix=share_prefix).rows
 
 
 def response_logprobs(
-    model: ChatModel, rendered: Sequence[Rendered], responses: Sequence[Response], *, k: int, batch_tokens: int = 8192
+    model: ChatModel,
+    rendered: Sequence[Rendered],
+    responses: Sequence[Response],
+    *,
+    k: int,
+    batch_tokens: int = 8192,
+    share_prefix: bool = True,
 ) -> TokenLogprobs:
     """Return the distributions that predict the first k tokens of each response, the response itself being fed in (teacher forcing).
 
@@ -63,7 +75,7 @@ def response_logprobs(
     empty = [i for i, r in enumerate(responses) if not r.ids]
     if empty:
         raise UserError(f"Response {empty[0]} has no tokens, so nothing can be scored along it; leave its prompt out.")
-    return _collect(model, rendered, [r.ids[:k] for r in responses], batch_tokens=batch_tokens)
+    return _collect(model, rendered, [r.ids[:k] for r in responses], batch_tokens=batch_tokens, share_prefix=share_prefix)
 
 
 def _collect(
@@ -73,13 +85,15 @@ def _collect(
     *,
     batch_tokens: int,
     edits: RowEdits | None = None,
+    share_prefix: bool,
 ) -> TokenLogprobs:
     if not rendered:
         raise UserError("Log-probabilities need at least one prompt, but got none; check that the filters leave some.")
     lengths = torch.tensor([0, *(len(c) for c in continuations)])
     offsets = tuple(lengths.cumsum(0).tolist())
     rows: Tensor | None = None
-    for batch in score(model, [r.ids for r in rendered], continuations, batch_tokens=batch_tokens, edits=edits):
+    prompts, options = [tuple(r.ids) for r in rendered], {"batch_tokens": batch_tokens, "share_prefix": share_prefix}
+    for batch in score(model, prompts, continuations, edits=edits, **options):
         if rows is None:
             rows = torch.empty(offsets[-1], batch.logprobs.shape[-1])
         for row, i in enumerate(batch.rows):

@@ -32,8 +32,12 @@ class Nll:
         return self.sums / torch.tensor(self.counts, dtype=torch.float64)
 
 
-def answer_nll(model: ChatModel, rendered: Sequence[Rendered], answers: Sequence[str], *, batch_tokens: int = 8192) -> Nll:
+def answer_nll(
+    model: ChatModel, rendered: Sequence[Rendered], answers: Sequence[str], *, batch_tokens: int = 8192, share_prefix: bool = True
+) -> Nll:
     """Return the NLL of each answer after its rendered prompt; the end-of-turn token is scored with the answer, the prompt is not.
+
+    `share_prefix` as in `score`.
 
     Raises: UserError when the counts differ, there are no answers, or one is blank.
     """
@@ -45,7 +49,8 @@ def answer_nll(model: ChatModel, rendered: Sequence[Rendered], answers: Sequence
     end = turn_end(model)
     plain = model.tokenizer(list(answers), add_special_tokens=False)["input_ids"]
     continuations = [(*ids, *end) for ids in plain]
-    return _nll(model, [r.ids for r in rendered], continuations, owners=range(len(answers)), batch_tokens=batch_tokens)
+    options = {"batch_tokens": batch_tokens, "share_prefix": share_prefix}
+    return _nll(model, [r.ids for r in rendered], continuations, owners=range(len(answers)), **options)
 
 
 def response_nll(model: ChatModel, rendered: Sequence[Rendered], responses: Sequence[Response], *, batch_tokens: int = 8192) -> Nll:
@@ -58,7 +63,7 @@ def response_nll(model: ChatModel, rendered: Sequence[Rendered], responses: Sequ
     spoken = [r.ids or tuple(model.tokenizer(r.text, add_special_tokens=False)["input_ids"]) for r in responses]
     if not all(spoken):
         raise UserError(f"Response {[bool(ids) for ids in spoken].index(False)} has no tokens, so it has no likelihood; leave it out.")
-    return _nll(model, [r.ids for r in rendered], spoken, owners=range(len(spoken)), batch_tokens=batch_tokens)
+    return _nll(model, [r.ids for r in rendered], spoken, owners=range(len(spoken)), batch_tokens=batch_tokens, share_prefix=True)
 
 
 def text_nll(model: ChatModel, texts: Sequence[str], *, context: int = 512, stride: int = 256, batch_tokens: int = 8192) -> Nll:
@@ -84,7 +89,7 @@ def text_nll(model: ChatModel, texts: Sequence[str], *, context: int = 512, stri
             prefixes.append(prefix)
             continuations.append(scored)
             owners.append(i)
-    return _nll(model, prefixes, continuations, owners=owners, batch_tokens=batch_tokens)
+    return _nll(model, prefixes, continuations, owners=owners, batch_tokens=batch_tokens, share_prefix=False)
 
 
 def windows(ids: Ids, *, context: int, stride: int) -> Iterator[tuple[Ids, Ids]]:
@@ -109,10 +114,18 @@ def _without_end(model: ChatModel, ids: Ids) -> Ids:
     return ids[:-1] if len(ids) > 1 and ids[-1] == model.tokenizer.eos_token_id else ids
 
 
-def _nll(model: ChatModel, prefixes: Sequence[Ids], continuations: Sequence[Ids], *, owners: Sequence[int], batch_tokens: int) -> Nll:
+def _nll(
+    model: ChatModel,
+    prefixes: Sequence[Ids],
+    continuations: Sequence[Ids],
+    *,
+    owners: Sequence[int],
+    batch_tokens: int,
+    share_prefix: bool,
+) -> Nll:
     sums = torch.zeros(max(owners) + 1, dtype=torch.float64)
     counts = [0] * len(sums)
-    for batch in score(model, prefixes, continuations, batch_tokens=batch_tokens):
+    for batch in score(model, prefixes, continuations, batch_tokens=batch_tokens, share_prefix=share_prefix):
         for row, i in enumerate(batch.rows):
             targets = torch.tensor(continuations[i], device=batch.logprobs.device)
             sums[owners[i]] -= batch.logprobs[row, : len(targets)].gather(1, targets[:, None]).double().sum().cpu()

@@ -10,14 +10,15 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from resect.errors import UserError
-from resect.generation.caches import can_drop_rows, can_drop_tokens, drop_tokens
 from resect.generation.drafts import Drafts
 from resect.generation.fixed import Fixed, can_be_fixed
 from resect.generation.graphs import Recorder
 from resect.models.batches import Batch
+from resect.models.caches import can_drop_rows, can_drop_tokens, drop_tokens
 from resect.models.chat import Rendered
 from resect.models.forward import accepts, cache_argument
 from resect.models.load import ChatModel
+from resect.models.prefix import Prefix
 
 log = logging.getLogger(__name__)
 
@@ -57,11 +58,22 @@ class Decoding:
         self.fixed: Fixed | None = None
         self.on_rows = on_rows
 
-    def run(self, *, stop: Stop | None = None, drafts: Drafts | None = None, retire: bool = True, recorder: Recorder | None = None) -> None:
-        """Decode until every row has ended; with a recorder in a cache of fixed length, by steps as it makes them."""
+    def run(
+        self,
+        prefix: Prefix | None = None,
+        *,
+        stop: Stop | None = None,
+        drafts: Drafts | None = None,
+        retire: bool = True,
+        recorder: Recorder | None = None,
+    ) -> None:
+        """Decode until every row has ended; with a recorder in a cache of fixed length, by steps as it makes them.
+
+        A prefix is what all prompts begin with.
+        """
         if self.on_rows is not None:
             self.on_rows(self.rows.tolist())
-        self._prefill()
+        self._prefill(prefix)
         if drafts is not None:
             self._guess(drafts, stop)
         left = self.steps - int(torch.where(self.active, self.counts[self.rows], self.steps).min())
@@ -87,9 +99,16 @@ class Decoding:
         rows, counts = self.tokens.tolist(), self.counts.tolist()
         return {i: tuple(rows[i][: counts[i]]) for i, done in enumerate(over.tolist()) if done}
 
-    def _prefill(self) -> None:
-        """Feed the prompts and choose each row's first token."""
-        self._take(self._best(self.batch.input_ids, self.batch.position_ids, kept=1)[:, -1], self.active)
+    def _prefill(self, prefix: Prefix | None) -> None:
+        """Feed the prompts, without the prefix that is fed already, and choose each row's first token."""
+        ids, positions = self.batch.input_ids, self.batch.position_ids
+        if prefix is not None:
+            # Padding stands on the left, so leaving out the first columns leaves each row its last tokens.
+            ids, positions = ids[:, len(prefix) :], positions[:, len(prefix) :]
+            self.past, self.mask = prefix.growing(len(ids)), prefix.before(positions >= len(prefix))
+        self._take(self._best(ids, positions, kept=1)[:, -1], self.active)
+        if self.mask is not None and bool(self.mask.all()):
+            self.mask = None
         self._check()
 
     def _fix(self, room: int) -> None:

@@ -9,7 +9,7 @@ import torch
 from resect.edit.rows import RowEdits
 from resect.errors import UserError
 from resect.generation.budget import fitting, out_of_memory
-from resect.generation.decoding import Decoding, Stop, note_once
+from resect.generation.decoding import Decoding, Ids, Stop, note_once
 from resect.generation.drafts import Drafts
 from resect.generation.graphs import CudaGraph, Recorder, as_it_is, can_be_recorded
 from resect.generation.response import Response, read
@@ -18,6 +18,7 @@ from resect.models.batches import Batch
 from resect.models.chat import Rendered
 from resect.models.load import ChatModel
 from resect.models.padding import heeds_padding, model_batches
+from resect.models.prefix import shared_prefix
 
 
 @torch.no_grad()
@@ -55,17 +56,17 @@ def respond(
     _check(model, rendered, max_new_tokens)
     guesses = drafts if shortcuts.drafts else None
     budget = fitting(model, rendered, batch_tokens=batch_tokens, new=max_new_tokens) if shortcuts.memory else batch_tokens
-    recorder = _recorder(model, shortcuts)
-    found: dict[int, tuple[int, ...]] = {}
+    prefix = shared_prefix(model, [r.ids for r in rendered], new=max_new_tokens) if shortcuts.prefix and edits is None else None
+    found: dict[int, Ids] = {}
     while missing := [i for i in range(len(rendered)) if i not in found]:
         planned, together = _planned(model, [rendered[i] for i in missing], budget, max_new_tokens, guesses, edits)
         for batch in planned:
             rows = [missing[i] for i in batch.rows]
             moved = None if edits is None else lambda left, rows=rows, edits=edits: edits.place([rows[i] for i in left])
-            given = guesses if together or len(rows) == 1 else None
             decoding = Decoding(model, batch.to(model.device), [rendered[i] for i in rows], steps=max_new_tokens, on_rows=moved)
             try:
-                decoding.run(stop=stop, drafts=given, retire=shortcuts.retire, recorder=recorder)
+                given = guesses if together or len(rows) == 1 else None
+                decoding.run(prefix, stop=stop, drafts=given, retire=shortcuts.retire, recorder=_recorder(model, shortcuts))
             except RuntimeError as error:
                 if not out_of_memory(error):
                     raise

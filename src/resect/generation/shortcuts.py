@@ -12,9 +12,10 @@ class Shortcuts:
 
     `retire`: rows that ended leave the batch. `stop`: rows end once their verdict is settled, where only the verdict is asked for.
     `drafts`: known responses are verified in one pass. `memory`: batches are cut to the memory that is there, as predicted. `rows`:
-    several edits share a batch. `lower_layers`: what lies below the first edited block is taken from the base model. Off unless asked
-    for, since nobody has measured them on a GPU: `static_cache`: decoding goes on in a cache of fixed length; `graphs`: on a CUDA device
-    it does, whether or not `static_cache` is on, and its step is recorded once and replayed.
+    several edits share a batch. `lower_layers`: what lies below the first edited block is taken from the base model. `prefix`: what all
+    prompts begin with is fed once. Off unless asked for, since nobody has measured them on a GPU: `static_cache`: decoding goes on in a
+    cache of fixed length; `graphs`: on a CUDA device it does, whether or not `static_cache` is on, and its step is recorded once and
+    replayed.
     """
 
     retire: bool = True
@@ -23,6 +24,7 @@ class Shortcuts:
     memory: bool = True
     rows: bool = True
     lower_layers: bool = True
+    prefix: bool = True
     static_cache: bool = False
     graphs: bool = False
 

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from resect.errors import UserError
 
 _HALF = (torch.float16, torch.bfloat16)
+_CACHES = ("cache", "past_key_values")
 
 
 class _Stop(Exception):
@@ -74,10 +75,15 @@ def cache_argument(network: nn.Module) -> str:
     Raises:
         UserError: if it takes none; leaving the cache out in silence would decode other tokens.
     """
-    for name in ("cache", "past_key_values"):
+    for name in _CACHES:
         if accepts(network, name):
             return name
     raise UserError(f"{type(network).__name__} takes no cache of keys and values, so its responses cannot be decoded here.")
+
+
+def has_cache(network: nn.Module) -> bool:
+    """Return whether the network takes a cache of keys and values."""
+    return any(accepts(network, name) for name in _CACHES)
 
 
 @functools.cache

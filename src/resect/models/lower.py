@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from resect.models.forward import cache_argument, first_tensor, with_first_tensor
 from resect.models.load import ChatModel
+from resect.models.prefix import begun_with
 
 _Key = tuple[Any, ...]
 
@@ -53,7 +54,7 @@ class LowerLayers:
     def below(self, first: int) -> Iterator[None]:
         """Let blocks 0 to first - 1 answer from memory inside the `with` block; nothing may change what they compute.
 
-        Only passes over whole prompts are remembered. Where the network does not allow it, everything is computed as ever.
+        Only passes over prompts are remembered. Where the network does not allow it, everything is computed as ever.
         """
         if first < 1 or not self._allowed(first):
             yield
@@ -74,10 +75,12 @@ class LowerLayers:
         name = cache_argument(self._model.network)
 
         def hook(_module: nn.Module, _args: Any, kwargs: dict[str, Any]) -> None:
-            prompts = kwargs.get("input_ids") is not None and kwargs.get(name) is None
+            ids, past = kwargs.get("input_ids"), kwargs.get(name)
             # A decoding step is not looked into: reading it would wait for the device.
+            prefix = begun_with(past) if past is not None and ids is not None and ids.shape[1] > 1 else None
+            prompts = ids is not None and (past is None or prefix is not None)
             parts = [_bytes(kwargs.get(k)) for k in ("input_ids", "attention_mask")] if prompts else []
-            self._key = (bool(kwargs.get("use_cache")), *parts) if prompts else None
+            self._key = (bool(kwargs.get("use_cache")), prefix, *parts) if prompts else None
             kept = self._kept.get(self._key) if self._key is not None else None
             self._known = 0 if kept is None else kept.known(first)
 

@@ -22,8 +22,8 @@ from resect.models.forward import Call, accepts, cache_argument, first_tensor, f
 from resect.models.load import ChatModel
 from resect.models.writers import ordinary_tokens
 
-Use = Literal["left", "right", "both", "decoding"]
-"""Where padding stands; `decoding` is on the left, with a cache of keys and values."""
+Use = Literal["left", "right", "both", "decoding", "prefix"]
+"""Where padding stands: `decoding` on the left, with a cache of keys and values, `prefix` after the first tokens, fed before the rest."""
 
 TOLERANCE = 1e-4
 """Relative, in float32: of the tiny networks of benchmarks/families.py rows alone and padded differ by at most 1.1e-5 where the mask is
@@ -64,11 +64,13 @@ def model_batches(
 def heeds_padding(model: ChatModel, use: Use, *, tokens: int) -> bool:
     """Return whether a padded prompt has the rows after the last block that it has alone, in batches of up to `tokens` tokens a row.
 
+    For `prefix` a prompt alone is fed whole, and of those in a batch the first tokens, which they share, before the others.
+
     Measured on three prompts of random ordinary tokens, two of them padded to the length of the third, in float32 whatever the dtype of
     the checkpoint, and remembered for the network. The longest has `tokens` tokens, rounded up to a power of two, since some architectures
     fail on long prompts only. A network that fails, or cannot take padding at all, is named in a warning.
     """
-    if use in ("both", "decoding") and not heeds_padding(model, "left", tokens=tokens):
+    if use in ("both", "decoding", "prefix") and not heeds_padding(model, "left", tokens=tokens):
         return False
     longest = max(_LEAST, 1 << (tokens - 1).bit_length())
     longest = min(longest, model.context or longest)
@@ -83,11 +85,11 @@ def heeds_padding(model: ChatModel, use: Use, *, tokens: int) -> bool:
     known[use, longest] = error <= TOLERANCE
     if error > TOLERANCE:
         log.warning(
-            "%s computes other values for a prompt that is padded (%s) than for the prompt alone (%s), so its batches hold prompts of "
-            "equal length only: exact, but slower.",
+            "%s computes other values for a prompt that is padded (%s) than for the prompt alone (%s), so %s: exact, but slower.",
             model.name,
-            {"decoding": "on the left, decoding", "both": "on both sides"}.get(use, f"on the {use}"),
+            {"decoding": "on the left, decoding", "both": "on both sides", "prefix": "after its first tokens"}.get(use, f"on the {use}"),
             f"{error:.1%} off at {longest} tokens" if error < float("inf") else "the padded pass fails",
+            "what its prompts share is fed with each" if use == "prefix" else "its batches hold prompts of equal length only",
         )
     return known[use, longest]
 
@@ -96,9 +98,11 @@ def heeds_padding(model: ChatModel, use: Use, *, tokens: int) -> bool:
 def _error(model: ChatModel, use: Use, longest: int) -> float:
     """Return the largest relative error of a padded row; infinity where padding cannot be computed or gives what is not finite."""
     prompts = _prompts(model, [max(_STEPS + 1, n * longest // 3) for n in (3, 2, 1)])
+    shared = len(prompts[-1]) // 2 if use == "prefix" else 0
+    prompts = [torch.cat([prompts[0][:shared], prompt[shared:]]) for prompt in prompts]
     try:
         alone = [_rows(model, [prompt], use)[0] for prompt in prompts[1:]]
-        padded = _rows(model, prompts, use)[1:]
+        padded = _rows(model, prompts, use, shared=shared)[1:]
     except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError):
         return float("inf")
     if not all(bool(rows.isfinite().all()) for rows in alone):
@@ -113,20 +117,25 @@ def _prompts(model: ChatModel, lengths: Sequence[int]) -> list[Tensor]:
     return list(allowed[picks].split(list(lengths)))
 
 
-def _rows(model: ChatModel, prompts: Sequence[Tensor], use: Use) -> list[Float[Tensor, "token width"]]:
-    """Return the stream after the last block at the tokens of each prompt, in one batch as wide as the first, which is the longest."""
+def _rows(model: ChatModel, prompts: Sequence[Tensor], use: Use, *, shared: int = 0) -> list[Float[Tensor, "token width"]]:
+    """Return the stream after the last block at the tokens of each prompt, in one batch as wide as the first, which is the longest.
+
+    The first `shared` tokens stand before the padding, and are fed first.
+    """
     width = len(prompts[0])
-    before = {"left": 1.0, "decoding": 1.0, "right": 0.0, "both": 0.5}[use]  # share of the padding that stands before the prompt
-    spans = [slice(start := int(before * (width - len(p))), start + len(p)) for p in prompts]
+    # Share of the padding that stands before the rest of the prompt.
+    before = {"left": 1.0, "decoding": 1.0, "prefix": 1.0, "right": 0.0, "both": 0.5}[use]
+    starts = [int(before * (width - len(p))) for p in prompts]
+    places = [torch.arange(len(p)) + start * (torch.arange(len(p)) >= shared) for p, start in zip(prompts, starts, strict=True)]
     ids = torch.full((len(prompts), width), model.pad_id)
     mask = torch.zeros_like(ids)
-    for row, (span, prompt) in enumerate(zip(spans, prompts, strict=True)):
-        ids[row, span], mask[row, span] = prompt, 1
+    for row, (place, prompt) in enumerate(zip(places, prompts, strict=True)):
+        ids[row, place], mask[row, place] = prompt, 1
     positions = (mask.cumsum(1) - 1) * mask
-    ends = [width - _STEPS, *range(width - _STEPS + 1, width + 1)] if use == "decoding" else [width]
+    steps = range(width - _STEPS, width) if use == "decoding" else [shared] if shared else []
     inputs = (ids.to(model.device), mask.to(model.device), positions.to(model.device))
-    found = _fed(model, *inputs, ends, cached=use == "decoding")
-    return [rows[span] for rows, span in zip(found, spans, strict=True)]
+    found = _fed(model, *inputs, [*steps, width], cached=bool(steps))
+    return [rows[place] for rows, place in zip(found, places, strict=True)]
 
 
 def _fed(

@@ -17,7 +17,7 @@ import torch
 from resect.config import ContrastConfig
 from resect.edit.plan import EditPlan
 from resect.evaluation import drift
-from resect.evaluation.logprobs import TokenLogprobs, response_logprobs
+from resect.evaluation.logprobs import TokenLogprobs
 from resect.evaluation.verdicts import judge_markers
 from resect.prompts import Prompt
 from resect.studies.behaviour import Asked, Behaviour
@@ -62,9 +62,7 @@ def make_screen(lab: Lab[ContrastConfig], behaviour: Behaviour) -> Screen:
 
 def forced(lab: Lab[ContrastConfig], asked: Asked) -> TokenLogprobs:
     """Return the model's distributions along the base's own answers, of the edited model inside `lab.edited`."""
-    rendered = lab.render(asked.prompts)
-    with lab.scoring():
-        return response_logprobs(lab.model, rendered, asked.responses, k=lab.config.kl_tokens, batch_tokens=lab.config.batch_tokens)
+    return lab.logprobs_along(asked.prompts, asked.responses, k=lab.config.kl_tokens)
 
 
 def first_rows(scored: TokenLogprobs) -> torch.Tensor:

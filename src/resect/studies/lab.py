@@ -18,7 +18,7 @@ from resect.digests import digest, tensor_digest
 from resect.edit import hooks
 from resect.edit.plan import EditPlan, first_layer
 from resect.edit.rows import applied_rows
-from resect.evaluation.logprobs import next_token_logprobs
+from resect.evaluation.logprobs import TokenLogprobs, next_token_logprobs, response_logprobs
 from resect.generation import Drafts, Response, Shortcuts, Stop, read, respond
 from resect.models.chat import Rendered, render
 from resect.models.identity import has_hooks, identity
@@ -98,7 +98,16 @@ class Lab(Generic[C_co]):
     def first_logprobs(self, prompts: Iterable[Prompt]) -> Float[Tensor, "prompt vocab"]:
         """Return the log-probabilities of the first response token."""
         with self.scoring():
-            return next_token_logprobs(self.model, self.render(prompts), batch_tokens=self.config.batch_tokens)
+            options = {"batch_tokens": self.config.batch_tokens, "share_prefix": self.shortcuts.prefix}
+            return next_token_logprobs(self.model, self.render(prompts), **options)
+
+    def logprobs_along(
+        self, prompts: Iterable[Prompt], responses: Sequence[Response], *, k: int, model: ChatModel | None = None
+    ) -> TokenLogprobs:
+        """Return the log-probabilities along the first k tokens of given responses, of the model as it is now or of another."""
+        options = {"batch_tokens": self.config.batch_tokens, "share_prefix": self.shortcuts.prefix}
+        with self.scoring():
+            return response_logprobs(model or self.model, self.render(prompts), responses, k=k, **options)
 
     def first_logprobs_of(self, prompts: Iterable[Prompt], plans: Sequence[EditPlan]) -> list[Float[Tensor, "prompt vocab"]]:
         """Return the log-probabilities of the first response token under each plan."""

@@ -14,7 +14,7 @@ from resect.cache import Kept
 from resect.config import SRAConfig, StudyConfig
 from resect.edit.plan import EditPlan
 from resect.evaluation import drift, recovery, rounding
-from resect.evaluation.logprobs import TokenLogprobs, response_logprobs
+from resect.evaluation.logprobs import TokenLogprobs
 from resect.evaluation.perplexity import Nll, answer_nll, text_nll
 from resect.evaluation.refusal import judge_agreement, log_odds
 from resect.evaluation.refusal_split import kl_of_refusing
@@ -184,8 +184,7 @@ def _sides(behaviour: Behaviour) -> dict[str, Any]:
 
 
 def _forced(lab: Lab[StudyConfig], model: ChatModel, prompts: Sequence[Prompt], responses: Sequence[Response]) -> TokenLogprobs:
-    with lab.scoring():
-        return response_logprobs(model, lab.render(prompts), responses, k=lab.config.kl_tokens, batch_tokens=lab.config.batch_tokens)
+    return lab.logprobs_along(prompts, responses, k=lab.config.kl_tokens, model=model)
 
 
 def _unedited(lab: Lab[StudyConfig], model: ChatModel, prompts: PromptSet, responses: Sequence[Response]) -> TokenLogprobs:
@@ -200,7 +199,8 @@ def _unedited(lab: Lab[StudyConfig], model: ChatModel, prompts: PromptSet, respo
 def _answers(lab: Lab[StudyConfig], prompts: Sequence[Prompt]) -> Nll:
     answers = [p.response or "" for p in prompts]
     with lab.scoring():
-        return answer_nll(lab.model, lab.render(prompts), answers, batch_tokens=lab.config.batch_tokens)
+        options = {"batch_tokens": lab.config.batch_tokens, "share_prefix": lab.shortcuts.prefix}
+        return answer_nll(lab.model, lab.render(prompts), answers, **options)
 
 
 def _judged(

@@ -1,7 +1,7 @@
 import torch
 from transformers import DynamicCache
 
-from resect.generation.caches import can_drop_rows, can_drop_tokens, drop_tokens
+from resect.models.caches import can_drop_rows, can_drop_tokens, drop_tokens
 from resect.models.forward import cache_argument
 
 IDS = torch.randint(6, 260, (3, 7), generator=torch.Generator().manual_seed(5))
