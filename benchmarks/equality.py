@@ -7,8 +7,10 @@ with prompts of random tokens, some of whose tokens end a turn. Edits: every arm
 direction at strengths 0.5, 1 and 2 (random networks), each in all layers and in the upper half alone. The reference is
 `network.generate(do_sample=False)` on one prompt at a time. Against it stand the ways of the engine: no shortcut; all of them, responses
 of earlier edits being known; the same once more, when those of all edits are known; small batches; a cache of fixed length; and one edit a
-row where the edit allows it. Where tokens differ, both logits are read (`generation/ties.py`): closer than 1e-4 of the largest, the
-difference is a tie. Bars: no difference that is no tie, and fewer ties than 1 in 10,000 tokens. Writes benchmarks/results/equality.json.
+row where the edit allows it. All prompts of a model begin alike (a system prompt; random tokens), which all ways but the first and the last
+feed once where the network's cache allows it. Where tokens differ, both logits are read (`generation/ties.py`): closer than 1e-4 of the
+largest, the difference is a tie. Bars: no difference that is no tie, and fewer ties than 1 in 10,000 tokens. Writes
+benchmarks/results/equality.json.
 """
 
 import argparse
@@ -33,6 +35,7 @@ from resect.generation import respond
 from resect.generation.ties import Ids, partings
 from resect.models.chat import Rendered
 from resect.models.load import wrap
+from resect.models.prefix import shared_prefix
 from resect.organism import architectures, words
 from resect.organism.shipped import Organism, is_organism, load_organism
 from resect.organism.tokenizer import make_tokenizer
@@ -46,7 +49,11 @@ from resect.studies.steps import Steps
 
 RESULTS = Path(__file__).parent / "results" / "equality.json"
 RANDOM = ("llama", "gemma3_text", "gpt_oss", "qwen3_5_text", "qwen3_vl")
+SYSTEM = "you are a helpful assistant ."
+BEGINNING = 12
+"""Random tokens that the prompts of a random network begin with."""
 SMALL_BATCH = 256
+FIXED = ("retire", "prefix", "static_cache")
 ALLOWED = 1e-4  # ties a token
 Plans = Mapping[str, EditPlan]
 
@@ -64,7 +71,7 @@ class Case:
 
 def organism_case(organism: Organism, count: int) -> Case:
     """Return an organism with the arms of the study, on harmful and harmless prompts of the test split."""
-    config = make_config(ORGANISM_SETTINGS | {"test_prompts": count // 2})
+    config = make_config(ORGANISM_SETTINGS | {"test_prompts": count // 2, "system": SYSTEM})
     inputs = from_organism(organism, config=config)
     lab, plans = Lab(inputs.model, config), {"base": EditPlan(())}
     with tempfile.TemporaryDirectory() as folder:
@@ -93,7 +100,8 @@ def random_case(family: str, count: int) -> Case:
     for gamma in (0.5, 1.0, 2.0):
         for where, first in (("all layers", 0), ("upper half", lab.layers // 2)):
             plans[f"{gamma:g}, {where}"] = make_plan(lab.writers, vectors, gamma * (torch.arange(lab.layers) >= first))
-    prompts = (Rendered(tuple(draw.choices(range(vocabulary), k=draw.randint(1, 24))), None) for _ in range(count))
+    beginning = draw.choices(range(vocabulary), k=BEGINNING)
+    prompts = (Rendered((*beginning, *draw.choices(range(vocabulary), k=draw.randint(1, 24))), None) for _ in range(count))
     return Case(f"random {family}", lab, tuple(prompts), plans, 24)
 
 
@@ -112,7 +120,7 @@ def plainly(case: Case, plan: EditPlan) -> list[Ids]:
 def ways(case: Case) -> dict[str, Callable[[EditPlan], list[Ids]]]:
     """Return the engine's ways to the responses under an edit."""
     lab = case.lab
-    plain, fixed = (Lab(lab.model, lab.config.model_copy(update={"shortcuts": names})) for names in ((), ("retire", "static_cache")))
+    plain, fixed = (Lab(lab.model, lab.config.model_copy(update={"shortcuts": names})) for names in ((), FIXED))
 
     def by(bench: Lab[SRAConfig], budget: int) -> Callable[[EditPlan], list[Ids]]:
         def act(plan: EditPlan) -> list[Ids]:
@@ -141,12 +149,14 @@ def measure(case: Case) -> dict[str, Any]:
     expected = {name: plainly(case, plan) for name, plan in case.plans.items()}
     found = {way: {name: act(plan) for name, plan in case.plans.items()} for way, act in ways(case).items()}
     found["one edit a row"] = together(case)
+    shared = shared_prefix(case.lab.model, [p.ids for p in case.prompts], new=case.tokens)
     parted = [row for way, arms in found.items() for name, said in arms.items() for row in _parted(case, way, name, expected[name], said)]
     return {
         "edits": len(case.plans),
         "prompts": len(case.prompts),
         "responses": sum(len(arm) for arm in expected.values()),
         "distinct_responses": len({ids for arm in expected.values() for ids in arm}),
+        "fed_once": 0 if shared is None else len(shared),
         "tokens": sum(len(ids) for arm in expected.values() for ids in arm),
         "ways": list(found),
         "ties": [row for row in parted if row["tie"]],

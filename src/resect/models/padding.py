@@ -82,6 +82,8 @@ def heeds_padding(model: ChatModel, use: Use, *, tokens: int) -> bool:
     if any(length >= longest and heeded for length, heeded in tried.items()):
         return True
     error = _error(model, use, longest)
+    if math.isnan(error):
+        return True  # a broken network, or a broken edit of one: the passes that count refuse it by name
     known[use, longest] = error <= TOLERANCE
     if error > TOLERANCE:
         log.warning(
@@ -96,7 +98,10 @@ def heeds_padding(model: ChatModel, use: Use, *, tokens: int) -> bool:
 
 @torch.no_grad()
 def _error(model: ChatModel, use: Use, longest: int) -> float:
-    """Return the largest relative error of a padded row; infinity where padding cannot be computed or gives what is not finite."""
+    """Return the largest relative error of a padded row, infinity where padding cannot be computed or gives what is not finite.
+
+    NaN where not even a prompt alone gives what is finite.
+    """
     prompts = _prompts(model, [max(_STEPS + 1, n * longest // 3) for n in (3, 2, 1)])
     shared = len(prompts[-1]) // 2 if use == "prefix" else 0
     prompts = [torch.cat([prompts[0][:shared], prompt[shared:]]) for prompt in prompts]
@@ -106,7 +111,7 @@ def _error(model: ChatModel, use: Use, longest: int) -> float:
     except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError):
         return float("inf")
     if not all(bool(rows.isfinite().all()) for rows in alone):
-        return 0.0  # a broken network: the passes that count refuse it by name
+        return math.nan
     error = max(float(((a - b).norm(dim=-1) / a.norm(dim=-1).clamp(min=_TINY)).max()) for a, b in zip(alone, padded, strict=True))
     return error if math.isfinite(error) else float("inf")
 
