@@ -14,7 +14,7 @@ from resect.models.chat import Rendered
 from resect.models.padding import heeds_padding, model_batches
 from resect.models.writers import find_writers
 
-USES = ("left", "right", "both", "decoding")
+USES = ("left", "right", "both", "decoding", "prefix")
 LENGTHS = (3, 17, 9, 9, 4, 26, 17)
 
 
@@ -69,8 +69,11 @@ def plain(model, row, steps):
     return tuple(out[0, len(row.ids) :].tolist())
 
 
-@pytest.mark.parametrize("use", USES)
-@pytest.mark.parametrize("name", ["llama", "gemma3", "gpt2", "gpt_oss", "qwen3_5_moe"])
+@pytest.mark.parametrize(
+    ("name", "use"),
+    [(name, use) for name in ("llama", "gemma3", "gpt2", "gpt_oss", "qwen3_5_moe") for use in USES if use != "prefix"]
+    + [("llama", "prefix"), ("gpt2", "prefix")],
+)
 def test_networks_that_heed_the_mask_are_told_in_every_dtype(tiny, name, use):
     """In half precision rounding sends tokens to other experts; blocks in float32 do not see that."""
     model = tiny(name)
@@ -81,12 +84,20 @@ def test_networks_that_heed_the_mask_are_told_in_every_dtype(tiny, name, use):
     assert next(again.network.parameters()).dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("name", ["gemma3", "gpt_oss", "qwen3_5_moe"])
+def test_windows_and_states_do_not_take_padding_after_the_first_tokens(tiny, name):
+    """A window counts columns, and a state goes through what stands between."""
+    model = tiny(name)
+    assert heeds_padding(model, "left", tokens=40)
+    assert not heeds_padding(model, "prefix", tokens=40)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("name", "uses"), [("heedless", ("left", "both", "decoding")), ("deepseek_v4", ("left", "both", "decoding"))])
-def test_networks_that_see_the_padding_are_found_out(made, name, uses, dtype):
-    model = made(name)
+@pytest.mark.parametrize("name", ["heedless", "deepseek_v4"])
+def test_networks_that_see_the_padding_are_found_out(made, name, dtype):
+    model, uses = made(name), ["left", "both", "decoding", "prefix"]
     model.network.to(dtype)
-    assert [use for use in USES if not heeds_padding(model, use, tokens=32)] == list(uses)
+    assert [use for use in USES if not heeds_padding(model, use, tokens=32)] == uses
     assert min(padding._error(model, use, 32) for use in uses) > 100 * padding.TOLERANCE
 
 
@@ -175,7 +186,12 @@ def test_padding_is_tried_out_only_where_there_would_be_some_and_once(made, aske
     capture(good, prompts([80, 70]))
     capture(good, prompts([100, 90]))
     capture(good, prompts([140, 120]))
+    capture(good, prompts([100, 90]))
     assert asked == [("left", 64), ("left", 128), ("left", 256)]
+    other = made("llama")
+    capture(other, prompts([140, 120]))
+    capture(other, prompts([80, 70]))  # what is right of long prompts is right of short ones
+    assert asked[3:] == [("left", 256)]
 
 
 def test_batches_are_padded_where_that_is_exact_and_of_one_length_where_not(made):
@@ -187,10 +203,14 @@ def test_batches_are_padded_where_that_is_exact_and_of_one_length_where_not(made
     assert all(bool((batch.attention_mask == 1).all()) for batch in parts)
 
 
-def test_a_broken_network_is_left_to_the_passes_that_count(tiny):
-    model = tiny("llama")
-    model.blocks[1].mlp.down_proj.weight[3] = float("nan")
+def test_a_broken_network_is_left_to_the_passes_that_count_and_proves_nothing(made):
+    model = made("heedless")
+    weight = model.blocks[1].mlp.down_proj.weight
+    before = weight[3].clone()
+    weight[3] = float("nan")
     assert heeds_padding(model, "left", tokens=9)
+    weight[3] = before
+    assert not heeds_padding(model, "left", tokens=9)
 
 
 def test_a_network_that_cannot_take_padding_gets_none(tiny, monkeypatch, caplog):

@@ -92,7 +92,7 @@ def _collect(
     lengths = torch.tensor([0, *(len(c) for c in continuations)])
     offsets = tuple(lengths.cumsum(0).tolist())
     rows: Tensor | None = None
-    prompts, options = [tuple(r.ids) for r in rendered], {"batch_tokens": batch_tokens, "share_prefix": share_prefix}
+    prompts, options = [r.ids for r in rendered], {"batch_tokens": batch_tokens, "share_prefix": share_prefix}
     for batch in score(model, prompts, continuations, edits=edits, **options):
         if rows is None:
             rows = torch.empty(offsets[-1], batch.logprobs.shape[-1])

@@ -68,8 +68,10 @@ def shared_prefix(model: ChatModel, prompts: Sequence[Ids], *, new: int = 0) -> 
     ids, least = common(prompts), MAX_PADDING if model.device.type == "cpu" else LEAST_ON_ACCELERATOR
     if (len(prompts) - 1) * len(ids) <= least or not has_cache(model.network) or model.network in _other:
         return None
+    inputs = {"input_ids": torch.tensor([ids]), "position_ids": torch.arange(len(ids))[None]}
+    inputs = {name: value.to(model.device) for name, value in inputs.items() if accepts(model.network, name)}
     options = {"logits_to_keep": 1} if accepts(model.network, "logits_to_keep") else {}
-    cache = model.network(input_ids=torch.tensor([ids], device=model.device), use_cache=True, **options).get(cache_argument(model.network))
+    cache = model.network(**inputs, use_cache=True, **options).get(cache_argument(model.network))
     if not can_drop_tokens(cache):
         _other.add(model.network)
         return None
@@ -88,7 +90,7 @@ def common(prompts: Sequence[Ids]) -> Ids:
 
 def begun_with(cache: Any) -> tuple[bool, Ids] | None:
     """Return what tells apart the caches that hold a prefix and nothing else yet; None for all others."""
-    known = _begun.get(cache)
+    known = _begun.get(cache) if hasattr(cache, "layers") else None
     return known if known is not None and cache.get_seq_length() == len(known[1]) else None
 
 
